@@ -1,0 +1,131 @@
+"""Layers as PyTorch has them, so that the recipe and the published weights mean the same here.
+
+Initialisation is upstream's: linear layers normal(0, 0.02) with zero bias, convolutions uniform within
++-1 / sqrt(fan_in), weights and biases alike.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float
+
+from rmt_jax.ops import depthwise_conv2d
+
+Map = Float[Array, "batch height width channels"]
+
+
+def linear(in_features: int, out_features: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
+    """Linear layer with upstream's initialisation."""
+    return nnx.Linear(
+        in_features, out_features, kernel_init=nnx.initializers.normal(0.02), dtype=dtype, rngs=rngs
+    )
+
+
+def conv3x3(in_features: int, out_features: int, *, strides: int = 1, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Conv:
+    """3x3 convolution with bias and PyTorch's padding of 1, which differs from 'SAME' at stride 2."""
+    init = uniform_by_fan_in(9 * in_features)
+    return nnx.Conv(
+        in_features,
+        out_features,
+        kernel_size=(3, 3),
+        strides=strides,
+        padding=1,
+        kernel_init=init,
+        bias_init=init,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def layer_norm(features: int, *, epsilon: float = 1e-6, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm with statistics in float32, in two passes: E[x^2] - E[x]^2 fails for large means."""
+    return nnx.LayerNorm(features, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs)
+
+
+def uniform_by_fan_in(fan_in: int) -> nnx.Initializer:
+    """Uniform within +-1 / sqrt(fan_in): PyTorch's default for convolutions."""
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class DepthwiseConv2d(nnx.Module):
+    """Depthwise convolution with bias, stride 1, padding that keeps the size."""
+
+    def __init__(self, features: int, kernel_size: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        init = uniform_by_fan_in(kernel_size**2)
+        self.kernel = nnx.Param(init(rngs.params(), (kernel_size, kernel_size, 1, features)))
+        self.bias = nnx.Param(init(rngs.params(), (features,)))
+        self.dtype = dtype
+
+    def __call__(self, x: Map) -> Map:
+        """[batch height width channels] -> the same shape."""
+        return depthwise_conv2d(x.astype(self.dtype), self.kernel[...]) + self.bias[...].astype(self.dtype)
+
+
+class BatchNorm(nnx.Module):
+    """BatchNorm over all but the channels, as PyTorch keeps it: the running variance is the unbiased one.
+
+    Statistics are float32 and, under `jax.jit` with a sharded batch, those of the global batch. `model.eval()` and
+    `model.train()` switch `use_running_average`.
+    """
+
+    def __init__(
+        self, features: int, *, epsilon: float = 1e-5, momentum: float = 0.1, dtype: DTypeLike, rngs: nnx.Rngs
+    ):
+        del rngs  # nothing random; taken so that all layers are made alike
+        self.scale = nnx.Param(jnp.ones((features,)))
+        self.bias = nnx.Param(jnp.zeros((features,)))
+        self.mean = nnx.BatchStat(jnp.zeros((features,)))
+        self.var = nnx.BatchStat(jnp.ones((features,)))
+        self.epsilon, self.momentum, self.dtype = epsilon, momentum, dtype
+        self.use_running_average = False
+
+    def __call__(self, x: Map) -> Map:
+        """[batch height width channels] -> the same shape; in training mode the running statistics move in place.
+
+        Raises:
+            ValueError: in training mode with a single value for each channel, whose variance is undefined.
+        """
+        x = x.astype(jnp.float32)
+        if self.use_running_average:
+            mean, var = self.mean[...], self.var[...]
+        else:
+            count = x.size // x.shape[-1]
+            if count == 1:
+                raise ValueError(
+                    f"BatchNorm in training mode got {x.shape}, one value for each channel, which has no variance. "
+                    f"Use more or larger images, or model.eval()."
+                )
+            mean, var = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
+            unbiased = var * (count / (count - 1))
+            self.mean[...] += self.momentum * (jax.lax.stop_gradient(mean) - self.mean[...])
+            self.var[...] += self.momentum * (jax.lax.stop_gradient(unbiased) - self.var[...])
+        y = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * self.scale[...]) + self.bias[...]
+        return y.astype(self.dtype)
+
+
+class DropPath(nnx.Module):
+    """Stochastic depth: drops a residual branch for whole samples and scales the kept ones by 1 / keep.
+
+    Stores nothing random: the key comes with the call.
+    """
+
+    def __init__(self, rate: float):
+        self.rate = rate
+
+    def __call__(self, x: Map, key: Array | None) -> Map:
+        """Without a key, or at rate 0, x itself."""
+        if key is None or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        mask = jax.random.bernoulli(key, keep, (x.shape[0], 1, 1, 1))
+        return jnp.where(mask, x / jnp.asarray(keep, x.dtype), jnp.zeros((), x.dtype))

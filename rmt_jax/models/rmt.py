@@ -1,0 +1,339 @@
+"""RMT, top to bottom: stem, retention, feed-forward network, block, stage, backbone, classifier.
+
+"RMT: Retentive Networks Meet Vision Transformers", CVPR 2024, arXiv 2309.11523. Maps are [batch height width
+channels] throughout; parameter paths keep the names of the authors' PyTorch code.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float, Int
+
+from rmt_jax.models.layers import BatchNorm, DepthwiseConv2d, DropPath, conv3x3, layer_norm, linear
+from rmt_jax.models.variants import RMTConfig
+from rmt_jax.ops import (
+    axis_decay,
+    decomposed_retention,
+    full_retention,
+    gelu,
+    log_decay_rates,
+    manhattan_decay,
+    rotary_phase,
+    rotate,
+    swap_box,
+)
+
+Map = Float[Array, "batch height width channels"]
+Logits = Float[Array, "batch classes"]
+AuxLogits = Float[Array, "batch height width classes"]
+
+MIN_SIZE = 32  # the stride of the last stage
+MIX_SCALE = 8  # stem positions along each side of a token of the last stage
+
+
+class FeatureInfo(NamedTuple):
+    """What one of the four maps is: its channels, and its stride in pixels."""
+
+    channels: int
+    stride: int
+
+
+class Stem(nnx.Module):
+    """Four 3x3 convolutions with BatchNorm, GELU between them, to a quarter of the size (upstream's PatchEmbed)."""
+
+    def __init__(self, features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        half = features // 2
+        layers: list[nnx.Module | None] = []  # None stands for GELU, so that the positions are upstream's
+        for in_features, out_features, strides in (3, half, 2), (half, half, 1), (half, features, 2), (features, features, 1):
+            layers.append(conv3x3(in_features, out_features, strides=strides, dtype=dtype, rngs=rngs))
+            layers.append(BatchNorm(out_features, dtype=dtype, rngs=rngs))
+            layers.append(None)
+        self.proj = nnx.List(layers[:-1])
+
+    def __call__(self, images: Float[Array, "batch height width 3"]) -> Map:
+        """Images to [batch height/4 width/4 channels], sizes rounded up."""
+        x = images
+        for layer in self.proj:
+            x = gelu(x) if layer is None else layer(x)
+        return x
+
+
+class Retention(nnx.Module):
+    """Manhattan self-attention with local enhancement (LePE), paper section 3.2."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        decay_start: float,
+        decay_span: float,
+        decomposed: bool,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        self.q_proj = linear(dim, dim, dtype=dtype, rngs=rngs)
+        self.k_proj = linear(dim, dim, dtype=dtype, rngs=rngs)
+        self.v_proj = linear(dim, dim, dtype=dtype, rngs=rngs)
+        self.lepe = DepthwiseConv2d(dim, 5, dtype=dtype, rngs=rngs)
+        self.out_proj = linear(dim, dim, dtype=dtype, rngs=rngs)
+        self.num_heads, self.head_dim = num_heads, dim // num_heads
+        self.decay_start, self.decay_span, self.decomposed = decay_start, decay_span, decomposed
+
+    def __call__(self, x: Map) -> Map:
+        """[batch height width channels] -> the same shape."""
+        height, width = x.shape[1:3]
+        phase = rotary_phase(height, width, self.head_dim)[:, :, None]
+        value = self.v_proj(x)
+        q = rotate(self._split_heads(self.q_proj(x)), phase)
+        k = rotate(self._split_heads(self.k_proj(x)) * self.head_dim**-0.5, phase)
+        v = self._split_heads(value)
+
+        rates = log_decay_rates(self.num_heads, self.decay_start, self.decay_span)
+        if self.decomposed:
+            decays = axis_decay(width, rates), axis_decay(height, rates)
+            y = jax.vmap(decomposed_retention, in_axes=(0, 0, 0, None, None))(q, k, v, *decays)
+        else:
+            y = jax.vmap(full_retention, in_axes=(0, 0, 0, None))(q, k, v, manhattan_decay(height, width, rates))
+        return self.out_proj(y.reshape(x.shape) + self.lepe(value))
+
+    def _split_heads(self, x: Map) -> Float[Array, "batch height width heads dim"]:
+        return x.reshape(*x.shape[:3], self.num_heads, self.head_dim)
+
+
+class FFN(nnx.Module):
+    """Feed-forward network with a depthwise convolution around its hidden layer's residual."""
+
+    def __init__(self, dim: int, hidden: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.fc1 = linear(dim, hidden, dtype=dtype, rngs=rngs)
+        self.dwconv = DepthwiseConv2d(hidden, 3, dtype=dtype, rngs=rngs)
+        self.fc2 = linear(hidden, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Map) -> Map:
+        """[batch height width channels] -> the same shape."""
+        h = gelu(self.fc1(x))
+        return self.fc2(h + self.dwconv(h))
+
+
+class Block(nnx.Module):
+    """Conditional position encoding, retention and FFN, each a residual branch (paper, figure 3)."""
+
+    def __init__(self, config: RMTConfig, stage: int, drop_path: float, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        dim = config.embed_dims[stage]
+        self.pos = DepthwiseConv2d(dim, 3, dtype=dtype, rngs=rngs)
+        self.retention_layer_norm = layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.retention = Retention(
+            dim,
+            config.num_heads[stage],
+            decay_start=config.decay_start,
+            decay_span=config.decay_spans[stage],
+            decomposed=config.decomposed[stage],
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.final_layer_norm = layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.ffn = FFN(dim, int(dim * config.mlp_ratios[stage]), dtype=dtype, rngs=rngs)
+        scale = config.layer_scale[stage]
+        self.gamma_1 = None if scale is None else nnx.Param(jnp.full((dim,), scale, jnp.float32))
+        self.gamma_2 = None if scale is None else nnx.Param(jnp.full((dim,), scale, jnp.float32))
+        self.drop_path = DropPath(drop_path)
+
+    def __call__(self, x: Map, key: Array | None = None) -> Map:
+        """[batch height width channels] -> the same shape; the key draws the drop path, None drops nothing."""
+        keys = (None, None) if key is None else jax.random.split(key)
+        x = x + self.pos(x)
+        x = x + self.drop_path(_scale(self.gamma_1, self.retention(self.retention_layer_norm(x))), keys[0])
+        return x + self.drop_path(_scale(self.gamma_2, self.ffn(self.final_layer_norm(x))), keys[1])
+
+
+def _scale(gamma: nnx.Param | None, x: Array) -> Array:
+    return x if gamma is None else gamma[...].astype(x.dtype) * x
+
+
+class Downsample(nnx.Module):
+    """3x3 convolution of stride 2 and BatchNorm, between stages (upstream's PatchMerging)."""
+
+    def __init__(self, in_features: int, out_features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.reduction = conv3x3(in_features, out_features, strides=2, dtype=dtype, rngs=rngs)
+        self.norm = BatchNorm(out_features, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Map) -> Map:
+        """[batch height width channels] -> half the size, rounded up."""
+        return self.norm(self.reduction(x))
+
+
+class Stage(nnx.Module):
+    """Blocks of one resolution. `downsample` leads to the next stage and is not part of the call."""
+
+    def __init__(self, config: RMTConfig, stage: int, drop_path: list[float], *, dtype: DTypeLike, rngs: nnx.Rngs):
+        dims = config.embed_dims
+        self.blocks = nnx.List([Block(config, stage, rate, dtype=dtype, rngs=rngs) for rate in drop_path])
+        last = stage == len(dims) - 1
+        self.downsample = None if last else Downsample(dims[stage], dims[stage + 1], dtype=dtype, rngs=rngs)
+        self.remat = config.remat
+
+    def __call__(self, x: Map, keys: Array | None = None) -> Map:
+        """[batch height width channels] -> the same shape; one key a block, or None for no drop path."""
+        run = nnx.remat(Block.__call__) if self.remat else Block.__call__
+        for i, block in enumerate(self.blocks):
+            x = run(block, x, None if keys is None else keys[i])
+        return x
+
+
+class Backbone(nnx.Module):
+    """RMT without a head: four maps at strides 4, 8, 16 and 32, for detectors and segmentors."""
+
+    def __init__(self, config: RMTConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        self.patch_embed = Stem(config.embed_dims[0], dtype=dtype, rngs=rngs)
+        rates = iter(np.linspace(0, config.drop_path, sum(config.depths)).tolist())
+        self.layers = nnx.List(
+            [
+                Stage(config, stage, [next(rates) for _ in range(depth)], dtype=dtype, rngs=rngs)
+                for stage, depth in enumerate(config.depths)
+            ]
+        )
+        self.config, self.dtype = config, dtype
+        self.deterministic = False  # model.eval() sets it: no drop path
+
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        """Channels and stride of each map."""
+        return tuple(FeatureInfo(dim, 4 * 2**stage) for stage, dim in enumerate(self.config.embed_dims))
+
+    def __call__(
+        self, images: Array, *, rngs: nnx.Rngs | None = None, mix_box: Int[Array, "4"] | None = None
+    ) -> tuple[Map, Map, Map, Map]:
+        """The four maps, each a stage's output before the downsampling that follows it.
+
+        Args:
+            images: [batch height width 3] normalised floats, 32x32 pixels or more, square or not.
+            rngs: draws the drop path in training mode.
+            mix_box: box to exchange after the stem, see `Classifier`.
+
+        Raises:
+            ValueError: images of another shape or type, or no rngs where drop path needs them.
+        """
+        check_images(images)
+        keys = self._drop_path_keys(rngs)
+        x = self.patch_embed(images.astype(self.dtype))
+        if mix_box is not None:
+            x = swap_box(x, mix_box * MIX_SCALE)
+        maps = []
+        for stage, stage_keys in zip(self.layers, keys, strict=True):
+            x = stage(x, stage_keys)
+            maps.append(x)
+            if stage.downsample is not None:
+                x = stage.downsample(x)
+        return tuple(maps)
+
+    def _drop_path_keys(self, rngs: nnx.Rngs | None) -> list[Array] | list[None]:
+        """Keys of the blocks of each stage: different for every block."""
+        if self.deterministic or self.config.drop_path == 0:
+            return [None] * len(self.layers)
+        if rngs is None:
+            raise ValueError(
+                f"In training mode drop path ({self.config.drop_path}) needs randomness: pass rngs=nnx.Rngs(seed), "
+                f"or switch to model.eval(), or create the model with drop_path=0."
+            )
+        keys = jax.random.split(rngs.drop_path(), sum(self.config.depths))
+        return jnp.split(keys, np.cumsum(self.config.depths)[:-1])
+
+
+class Classifier(nnx.Module):
+    """RMT for image classification: backbone, projection, BatchNorm, SiLU, mean over positions, head.
+
+    A starred model also has `aux_head`, a linear head on every position of the last stage.
+    """
+
+    def __init__(self, config: RMTConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        features = config.embed_dims[-1]
+        self.backbone = Backbone(config, dtype=dtype, rngs=rngs)
+        self.proj = linear(features, config.proj_dim, dtype=dtype, rngs=rngs)
+        self.norm = BatchNorm(config.proj_dim, dtype=dtype, rngs=rngs)
+        self.head = linear(config.proj_dim, config.num_classes, dtype=dtype, rngs=rngs)
+        aux_features = features if config.aux_tap == "features" else config.proj_dim
+        self.aux_head = (
+            linear(aux_features, config.num_classes, dtype=dtype, rngs=rngs) if config.aux_head else None
+        )
+        self.config = config
+        self.deterministic = False  # model.eval() sets it: inference output
+
+    def __call__(
+        self, images: Array, *, rngs: nnx.Rngs | None = None, mix_box: Int[Array, "4"] | None = None
+    ) -> Logits | tuple[Logits, AuxLogits]:
+        """Logits; of a starred model in training mode, (logits, logits of every token).
+
+        In evaluation mode a starred model returns logits + 0.5 * the largest token logit of each class.
+
+        Args:
+            images: [batch height width 3] normalised floats, 32x32 pixels or more, square or not.
+            rngs: draws the drop path in training mode.
+            mix_box: mix-token (starred models in training mode): (top, left, bottom, right) in tokens of the last
+                stage, the last two excluded. The box is exchanged between the batch and its reverse after the stem, and
+                the token logits are exchanged back.
+
+        Returns:
+            [batch classes], in float32; training mode of starred models: that and [batch height/32 width/32 classes].
+
+        Raises:
+            ValueError: images of another shape or type; no rngs where drop path needs them; a box where none works.
+        """
+        if mix_box is not None:
+            self._check_mix_box(images)
+        x = self.backbone(images, rngs=rngs, mix_box=mix_box)[-1]
+        taps = self._taps(x)
+        logits = self._pooled_logits(taps["activation"])
+        if self.aux_head is None:
+            return logits
+        aux = self.aux_head(taps[self.config.aux_tap]).astype(jnp.float32)
+        if self.deterministic:
+            return logits + 0.5 * aux.max(axis=(1, 2))
+        return logits, aux if mix_box is None else swap_box(aux, mix_box)
+
+    def forward_features(self, images: Array, *, rngs: nnx.Rngs | None = None) -> Map:
+        """Unpooled features: the last stage's output, [batch height/32 width/32 channels]."""
+        return self.backbone(images, rngs=rngs)[-1]
+
+    def forward_head(self, features: Map, *, pre_logits: bool = False) -> Float[Array, "batch outputs"]:
+        """From `forward_features` to logits without the auxiliary head, or, with pre_logits, to the head's pooled input."""
+        x = self._taps(features)["activation"]
+        return x.mean(axis=(1, 2)) if pre_logits else self._pooled_logits(x)
+
+    def _taps(self, features: Map) -> dict[str, Map]:
+        proj = self.proj(features)
+        norm = self.norm(proj)
+        return {"features": features, "proj": proj, "norm": norm, "activation": nnx.silu(norm)}
+
+    def _pooled_logits(self, x: Map) -> Logits:
+        return self.head(x.mean(axis=(1, 2))).astype(jnp.float32)
+
+    def _check_mix_box(self, images: Array) -> None:
+        if self.aux_head is None:
+            raise ValueError("mix_box needs a token-labelled model (rmt_s_star, rmt_b_star, rmt_l_star): this one has no aux_head.")
+        if images.shape[1] % MIN_SIZE or images.shape[2] % MIN_SIZE:
+            raise ValueError(
+                f"mix_box exchanges {MIX_SCALE}x{MIX_SCALE} stem positions for each token, which needs heights and widths "
+                f"that are multiples of {MIN_SIZE}; got images of {images.shape[1]}x{images.shape[2]}."
+            )
+
+
+def check_images(images: Array) -> None:
+    """Raise ValueError unless images are [batch height width 3] floats of at least 32x32 pixels."""
+    expected = f"[batch height width 3] floats of at least {MIN_SIZE}x{MIN_SIZE} pixels"
+    shape, dtype = np.shape(images), jnp.result_type(images)
+    if len(shape) != 4:
+        raise ValueError(f"Expected images {expected}; got shape {shape}. A single image needs images[None].")
+    if shape[-1] != 3:
+        hint = " Channels come last here: images.transpose(0, 2, 3, 1)." if shape[1] == 3 else ""
+        raise ValueError(f"Expected images {expected}; got shape {shape} with {shape[-1]} channels.{hint}")
+    if min(shape[1:3]) < MIN_SIZE:
+        raise ValueError(f"Expected images {expected}; got shape {shape}, which is {shape[1]}x{shape[2]} pixels.")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"Expected images {expected}; got {dtype} of shape {shape}. Normalise them: (images / 255 - mean) / std."
+        )

@@ -1,0 +1,59 @@
+"""Depthwise convolution as shifted multiply-adds, with its own backward pass.
+
+Measured on CPUs and in compiled TPU programs, a sum of shifted products moves fewer bytes than XLA's grouped
+convolution, but only forward: its automatic derivative moves five times more. Hence the hand-written rule.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+Map = Float[Array, "batch height width channels"]
+Kernel = Float[Array, "kernel_height kernel_width 1 channels"]
+
+
+@jax.custom_vjp
+def depthwise_conv2d(x: Map, kernel: Kernel) -> Map:
+    """Depthwise convolution, stride 1, zero padding that keeps the size; sums in float32.
+
+    Args:
+        x: the map.
+        kernel: odd height and width, flax's layout.
+
+    Returns:
+        A map of x's shape and type. `reference.depthwise_conv2d` is the specification.
+    """
+    total = sum(window.astype(jnp.float32) * kernel[i, j, 0].astype(jnp.float32) for i, j, window in _windows(x, kernel))
+    return jnp.asarray(total, x.dtype)
+
+
+def _windows(x: Array, kernel: Array) -> list[tuple[int, int, Array]]:
+    """The input as each tap of the kernel sees it: (row of the tap, column of the tap, shifted x)."""
+    kernel_height, kernel_width = kernel.shape[:2]
+    height, width = x.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (kernel_height // 2,) * 2, (kernel_width // 2,) * 2, (0, 0)))
+    return [
+        (i, j, padded[:, i : i + height, j : j + width]) for i in range(kernel_height) for j in range(kernel_width)
+    ]
+
+
+def _forward(x: Map, kernel: Kernel) -> tuple[Map, tuple[Map, Kernel]]:
+    return depthwise_conv2d(x, kernel), (x, kernel)
+
+
+def _backward(saved: tuple[Map, Kernel], dy: Map) -> tuple[Map, Kernel]:
+    x, kernel = saved
+    dx = depthwise_conv2d(dy, kernel[::-1, ::-1])
+    # Two steps for each tap: adding up the pictures is one vectorised pass, and a product with a row of ones adds up
+    # the positions. A single sum over the three axes is many times slower on CPUs.
+    positions = jnp.ones((x.shape[1] * x.shape[2],), jnp.float32)
+    dy = dy.astype(jnp.float32)
+    taps = []
+    for _, _, window in _windows(x, kernel):
+        over_batch = jax.lax.optimization_barrier((window.astype(jnp.float32) * dy).sum(axis=0))
+        taps.append(positions @ over_batch.reshape(-1, x.shape[-1]))
+    return dx, jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
+
+
+depthwise_conv2d.defvjp(_forward, _backward)

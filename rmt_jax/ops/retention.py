@@ -1,0 +1,120 @@
+"""Manhattan self-attention (MaSA): one primitive for one head along one axis, and `jax.vmap` for everything else.
+
+Axes: height, width, heads, dim, tokens = height * width. Logits, softmax, rotary phases and decay are float32 whatever
+the compute type.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+
+Image = Float[Array, "height width heads dim"]
+
+
+def retention(
+    q: Float[Array, "queries dim"],
+    k: Float[Array, "length dim"],
+    v: Float[Array, "length value_dim"],
+    decay: Float[Array, "queries length"],
+) -> Float[Array, "queries value_dim"]:
+    """softmax(q k^T + decay) v for one head along one axis (paper, section 3.2).
+
+    The paper writes softmax(q k^T) * D; with `decay` = log D the two agree once the rows are normalised again, and
+    upstream computes this one. The rows are normalised after the product with v, [queries value_dim] numbers
+    instead of [queries length]: the same result with fewer bytes moved. `reference.retention` is the specification.
+
+    Args:
+        q: queries, rotated.
+        k: keys, rotated and scaled by dim ** -0.5.
+        v: values.
+        decay: float32 log-decay, added to the logits.
+
+    Returns:
+        [queries value_dim] in the type of v.
+    """
+    logits = jnp.matmul(q, k.T, preferred_element_type=jnp.float32) + decay
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    weighted = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (weighted / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
+
+
+_heads = jax.vmap(retention, in_axes=(1, 1, 1, 0), out_axes=1)  # [length heads dim], decay [heads length length]
+_rows = jax.vmap(_heads, in_axes=(0, 0, 0, None))  # along the width, for every row
+_columns = jax.vmap(_heads, in_axes=(1, 1, 1, None), out_axes=1)  # along the height, for every column
+
+
+def decomposed_retention(
+    q: Image,
+    k: Image,
+    v: Image,
+    width_decay: Float[Array, "heads width width"],
+    height_decay: Float[Array, "heads height height"],
+) -> Image:
+    """Retention along the width, then along the height of that result, one softmax an axis (paper, equation 6).
+
+    O(tokens ** 1.5) in time and memory.
+    """
+    return _columns(q, k, _rows(q, k, v, width_decay), height_decay)
+
+
+def full_retention(q: Image, k: Image, v: Image, decay: Float[Array, "heads tokens tokens"]) -> Image:
+    """Retention over all tokens with the Manhattan distance (paper, equation 4)."""
+    flat = functools.partial(jnp.reshape, shape=(-1, *q.shape[2:]))
+    return _heads(flat(q), flat(k), flat(v), decay).reshape(v.shape)
+
+
+def log_decay_rates(num_heads: int, start: float, span: float) -> Float[np.ndarray, " heads"]:
+    """log(gamma) of each head: gamma_i = 1 - 2 ** (-start - span * i / num_heads), upstream's `Relpos.decay`.
+
+    Written in float32, operation by operation, because 1 - gamma is small: a float64 result would differ by 1e-5.
+    """
+    exponent = -np.float32(start) - np.float32(span) * np.arange(num_heads, dtype=np.float32) / np.float32(num_heads)
+    return np.log(np.float32(1) - np.float32(2) ** exponent)
+
+
+def axis_decay(length: int, log_rates: Float[np.ndarray, " heads"]) -> Float[Array, "heads length length"]:
+    """log(gamma) * |i - j| along one axis."""
+    position = jnp.arange(length, dtype=jnp.float32)
+    return log_rates[:, None, None] * jnp.abs(position[:, None] - position[None, :])
+
+
+def manhattan_decay(
+    height: int, width: int, log_rates: Float[np.ndarray, " heads"]
+) -> Float[Array, "heads tokens tokens"]:
+    """log(gamma) * (|h - h'| + |w - w'|) between all positions of a map, row by row."""
+    rows, columns = axis_decay(height, log_rates), axis_decay(width, log_rates)
+    tokens = height * width
+    return (rows[:, :, None, :, None] + columns[:, None, :, None, :]).reshape(len(log_rates), tokens, tokens)
+
+
+def rotary_angles(dim: int) -> Float[np.ndarray, " pairs"]:
+    """Angle per step of each pair of channels, 10000 ** -linspace(0, 1, dim / 2), in radians.
+
+    Upstream's `Relpos.angle` holds each twice.
+    """
+    return np.float32(1) / np.float32(10000) ** np.linspace(0, 1, dim // 2, dtype=np.float32)
+
+
+def rotary_phase(height: int, width: int, dim: int) -> Float[Array, "height width pairs"]:
+    """Phase of every position in radians: the angle times the flat index h * width + w.
+
+    So the phase from one row to the next depends on the width of the map, as upstream's does.
+    """
+    index = jnp.arange(height * width, dtype=jnp.float32).reshape(height, width, 1)
+    return index * rotary_angles(dim)
+
+
+def rotate(x: Float[Array, "*tokens dim"], phase: Float[Array, "*phase_tokens pairs"]) -> Float[Array, "*tokens dim"]:
+    """Turn each pair of neighbouring channels: (x0, x1) -> (x0 cos - x1 sin, x1 cos + x0 sin).
+
+    Args:
+        x: queries or keys.
+        phase: radians, one for each pair; broadcasts against the leading axes of x.
+    """
+    sin, cos = jnp.sin(phase), jnp.cos(phase)
+    x0, x1 = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
+    return jnp.stack([x0 * cos - x1 * sin, x1 * cos + x0 * sin], axis=-1).reshape(x.shape).astype(x.dtype)
