@@ -15,10 +15,11 @@ def get_config() -> ml_collections.ConfigDict:
         {
             "seed": 0,
             "batch_size": 64,
+            "reference_batch_size": 64,
             "epochs": 60,
             "label_smoothing": 0.1,
             "ema_decay": 0.99,
-            "model": {"name": "rmt_nano", "drop_path": 0.05},
+            "model": {"name": "rmt_nano", "drop_path": 0.05, "dtype": "float32"},
             "data": {
                 "name": "digits",
                 "eval_split": "test",
@@ -29,9 +30,8 @@ def get_config() -> ml_collections.ConfigDict:
                 # The pictures are 8x8 pixels: small turns, shifts and changes of size are what handwriting varies in.
                 "augment": {"rotate": 10.0, "translate": 0.1, "scale": (0.85, 1.15)},
             },
-            "optimizer": {"learning_rate": 2e-3, "reference_batch_size": 64, "weight_decay": 0.05},
-            "schedule": {"warmup_epochs": 5, "warmup_lr": 1e-6, "min_lr": 1e-5},
+            "optimizer": {"learning_rate": 2e-3},
             "eval_every_epochs": 10,
-            "checkpoint": {"every_epochs": 10, "keep_last": 2},
+            "log_every_steps": 22,  # once an epoch
         }
     )

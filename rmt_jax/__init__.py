@@ -1,0 +1,6 @@
+"""RMT ("Retentive Networks Meet Vision Transformers", CVPR 2024) in JAX and Flax NNX."""
+
+from rmt_jax.models import create_model, list_models
+from rmt_jax.version import __version__
+
+__all__ = ["__version__", "create_model", "list_models"]

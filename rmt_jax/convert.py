@@ -87,9 +87,7 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: Classifier) -> None:
         elif not COUNTERS.search(key):
             problems.append(f"unexpected: {key} {array.shape}")
     if problems:
-        raise ValueError(
-            f"These weights do not fit the model, {len(problems)} problem(s):\n  " + "\n  ".join(problems)
-        )
+        raise ValueError(f"These weights do not fit the model, {len(problems)} problem(s):\n  " + "\n  ".join(problems))
     nnx.update(model, _map_leaves(tree, filled))
 
 

@@ -1,0 +1,21 @@
+"""Data: pictures from folders and TFDS data sets to batches, by Grain. Knows no model and no task."""
+
+from rmt_jax.data.config import AugmentConfig, DataConfig
+from rmt_jax.data.digits import Digits, prepare_digits
+from rmt_jax.data.pipeline import EvalLoader, TrainLoader
+from rmt_jax.data.sources import Example, ImageSource, open_source
+from rmt_jax.data.transforms import CorruptImageError, decode
+
+__all__ = [
+    "AugmentConfig",
+    "CorruptImageError",
+    "DataConfig",
+    "Digits",
+    "EvalLoader",
+    "Example",
+    "ImageSource",
+    "TrainLoader",
+    "decode",
+    "open_source",
+    "prepare_digits",
+]

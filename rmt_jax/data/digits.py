@@ -3,15 +3,14 @@
 import contextlib
 import io
 import logging
-import os
 from collections.abc import Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-_DESCRIPTION = """1,797 handwritten digits of 13 writers, 8x8 grey pictures: the copy of the test set of the UCI "Optical
-Recognition of Handwritten Digits" that ships with scikit-learn. Its counts 0..16 are stored as grey values 0..255.
+_DESCRIPTION = """1,797 handwritten digits of 13 writers, 8x8 grey pictures: the test set of UCI "Optical Recognition
+of Handwritten Digits" as it ships with scikit-learn. Its counts 0..16 are stored as grey values 0..255.
 The split is this package's own: 36 pictures of every digit are `test` (360), the other 1,437 are `train`."""
 
 _CITATION = """@misc{alpaydin1998optical,
@@ -113,4 +112,4 @@ def prepare_digits(data_dir: str | None = None) -> tfds.core.DatasetBuilder:
 
 
 def _is_written(builder: tfds.core.DatasetBuilder) -> bool:
-    return os.path.exists(os.path.join(builder.data_dir, "dataset_info.json"))
+    return (builder.data_path / "dataset_info.json").exists()

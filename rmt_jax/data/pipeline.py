@@ -1,16 +1,19 @@
 """Batches from an image source, by Grain: the batch of a step depends on the seed and the step, on nothing else."""
 
-import dataclasses
+import functools
 from collections.abc import Callable, Generator, Iterator
 
 import grain
 import numpy as np
+from absl import flags
+from PIL import Image
 
 from rmt_jax.data.config import DataConfig
 from rmt_jax.data.sources import ImageSource
 from rmt_jax.data.transforms import decode, eval_transform, train_transform
 
 Batch = dict[str, np.ndarray]
+Element = dict[str, np.ndarray | np.generic]
 
 
 class TrainLoader:
@@ -55,6 +58,9 @@ class TrainLoader:
         self.batch_size = batch_size
         self.steps_per_epoch = len(source) // batch_size
         self._seed = seed
+        # Through `.seed()`, which hashes it: `shuffle(seed)` adds the epoch to the seed, and seed 1 would be seed 0 one
+        # epoch later.
+        self._order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
         self._process_index = process_index
 
     def batches(self, start_step: int, stop_step: int) -> Generator[Batch, None, None]:
@@ -68,19 +74,19 @@ class TrainLoader:
             CorruptImageError: while iterating, a picture cannot be decoded; the message names it.
         """
         if not 0 <= start_step <= stop_step:
-            raise ValueError(
-                f"start_step={start_step}, stop_step={stop_step}: expected 0 <= start_step <= stop_step"
-            )
-        loads = _LoadTrain(
-            self.source,
-            self.config,
-            seed=self._seed,
-            batch_size=self.batch_size,
-            local_batch_size=self.local_batch_size,
-            process_index=self._process_index,
-            start_step=start_step,
-        )
-        return _iterate(loads, stop_step - start_step, self.local_batch_size, self.config)
+            raise ValueError(f"start_step={start_step}, stop_step={stop_step}: expected 0 <= start_step <= stop_step")
+        load = functools.partial(self._load, start_step)
+        return _iterate(load, stop_step - start_step, self.local_batch_size, self.config)
+
+    def _load(self, start_step: int, position: int) -> Element:
+        """The example at a position of this process's run; called in threads and worker processes."""
+        step, offset = divmod(position, self.local_batch_size)
+        step, offset = step + start_step, offset + self._process_index * self.local_batch_size
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        index = self._order[epoch * len(self.source) + step_in_epoch * self.batch_size + offset]
+        # The seed is the place of the picture in the whole run, so that nothing before it has to be drawn.
+        rng = np.random.default_rng((self._seed, step * self.batch_size + offset))
+        return _element(self.source, index, lambda image: train_transform(image, self.config, rng))
 
 
 class EvalLoader:
@@ -116,32 +122,59 @@ class EvalLoader:
         self._process_index = process_index
 
     def __len__(self) -> int:
-        return -(-len(self.source) // self.batch_size)
+        return (len(self.source) + self.batch_size - 1) // self.batch_size
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields "image" and "label" as in training, "mask" bool [local_batch], "index" int32 [local_batch]."""
-        load = _LoadEval(self.source, self.config, self.batch_size, self.local_batch_size, self._process_index)
-        return _iterate(load, len(self), self.local_batch_size, self.config)
+        return _iterate(self._load, len(self), self.local_batch_size, self.config)
+
+    def _load(self, position: int) -> Element:
+        """The example at a position of this process's run, or padding after the last picture."""
+        step, offset = divmod(position, self.local_batch_size)
+        index = step * self.batch_size + self._process_index * self.local_batch_size + offset
+        if index >= len(self.source):
+            image = np.zeros((self.config.image_size, self.config.image_size, 3), np.uint8)
+            return {"image": image, "label": np.int32(0), "mask": np.bool_(False), "index": np.int32(-1)}
+        element = _element(self.source, index, lambda image: eval_transform(image, self.config))
+        return {**element, "mask": np.bool_(True), "index": np.int32(index)}
 
 
-@dataclasses.dataclass(frozen=True)
-class _LoadTrain:
-    """Position in this process's run of pictures -> training example. Called in threads and worker processes."""
+def _element(source: ImageSource, index: int, transform: Callable[[Image.Image], np.ndarray]) -> Element:
+    example = source[index]
+    try:
+        return {"image": transform(decode(example.image, example.id)), "label": np.int32(example.label)}
+    except Exception as error:
+        error.add_note(f"while preparing record {example.id!r} of {source.name}")
+        raise
 
-    source: ImageSource
-    config: DataConfig
-    seed: int
-    batch_size: int
-    local_batch_size: int
-    process_index: int
-    start_step: int
 
-    def __call__(self, local: int) -> dict[str, np.ndarray | np.int32]:
-        step, offset = _global_position(local, self.local_batch_size, self.process_index)
-        step += self.start_step
-        index = self.index(step, offset)
-        example = self.source[index]
-        with _naming(example.id):
-        rng = np.random.default_rng((self.seed, step * self.batch_size + offset))
-        image = train_transform(decode(example.image, example.id), self.config, rng)
-        return {"image": image, "label": np.int32(example.label)}
+def _iterate(
+    load: Callable[[int], Element], num_batches: int, local_batch_size: int, config: DataConfig
+) -> Generator[Batch, None, None]:
+    """Batches of consecutive positions, made ahead of time; leaving the loop stops threads and processes."""
+    if config.num_workers and not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which only `absl.app.run` parses
+    # Batched before the workers: Grain deals out whole batches, so the number of workers cannot change them.
+    positions = grain.MapDataset.range(num_batches * local_batch_size)
+    batches = positions.map(load).batch(local_batch_size)
+    prefetch = 0 if config.num_workers else config.prefetch
+    iterator = iter(
+        batches.to_iter_dataset(grain.ReadOptions(config.num_threads, config.num_threads + prefetch)).mp_prefetch(
+            grain.MultiprocessingOptions(config.num_workers, per_worker_buffer_size=config.prefetch)
+        )
+    )
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+
+
+def _local_batch_size(batch_size: int, process_index: int, process_count: int) -> int:
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index={process_index}: expected 0 <= process_index < process_count={process_count}")
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(
+            f"batch_size={batch_size} is the global batch and must be a positive multiple of the number of processes, "
+            f"{process_count}: try {max(1, round(batch_size / process_count)) * process_count}"
+        )
+    return batch_size // process_count

@@ -13,6 +13,7 @@ from rmt_jax.data.config import DataConfig
 from rmt_jax.data.digits import prepare_digits
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+_TFDS_LIST = "https://www.tensorflow.org/datasets/catalog/overview"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +87,8 @@ class FolderSource(ImageSource):
             pictures, others = _list_pictures(os.path.join(self._folder, name))
             if not pictures:
                 raise ValueError(
-                    f"class folder {os.path.join(self._folder, name)} holds no pictures ({', '.join(PICTURE_ENDINGS)}): "
-                    "remove it, in every split, or fill it"
+                    f"class folder {os.path.join(self._folder, name)} holds no pictures "
+                    f"({', '.join(PICTURE_ENDINGS)}): remove it, in every split, or fill it"
                 )
             files += [f"{name}/{picture}" for picture in pictures]
             labels += [label] * len(pictures)
@@ -144,20 +145,20 @@ class TfdsSource(ImageSource):
     """One split of a prepared TFDS data set with the features `image` and `label`, stored as array_record."""
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str) -> None:
-        info, features = builder.info, builder.info.features
-        name = f"{info.name}/{split}"
         _check_prepared(builder)
+        info = builder.info
+        features = dict(info.features.items()) if isinstance(info.features, tfds.features.FeaturesDict) else {}
         if not (
             isinstance(features.get("image"), tfds.features.Image)
             and isinstance(features.get("label"), tfds.features.ClassLabel)
         ):
             raise ValueError(
-                f"TFDS data set {info.full_name} has the features {', '.join(features)}: "
+                f"TFDS data set {info.full_name} has the features {', '.join(features) or info.features}: "
                 "expected a picture `image` and a class `label`"
             )
         if not info.splits[split].num_examples:  # an unknown split raises here, and lists the known ones
             raise ValueError(f"split {split!r} of TFDS data set {info.full_name} is empty")
-        super().__init__(name, tuple(features["label"].names))
+        super().__init__(f"{info.name}/{split}", tuple(features["label"].names))
         # The pictures stay encoded, so that there is one decoder for every kind of source.
         self._records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
         self._id_feature = next((key for key in ("file_name", "id", "image/filename") if key in features), None)
@@ -187,17 +188,16 @@ def _find_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         raise ValueError(f"unknown data set data.name={name!r}: {hint}") from error
 
 
-_TFDS_LIST = "https://www.tensorflow.org/datasets/catalog/overview"
-
-
 def _check_prepared(builder: tfds.core.DatasetBuilder) -> None:
     """Raise unless the data set is on disk in a format with random access."""
-    name, where = builder.info.full_name, builder.data_dir
-    if not os.path.exists(os.path.join(where, "dataset_info.json")):
+    name, where = builder.info.full_name, builder.data_path
+    if not (where / "dataset_info.json").exists():
+        versions = sorted(path.name for path in where.parent.iterdir()) if where.parent.exists() else []
+        found = f" (found there: {', '.join(versions)}, read with data.name=NAME:VERSION)" if versions else ""
         raise FileNotFoundError(
-            f"TFDS data set {name} is not prepared: no {where}/dataset_info.json. Set data.dir to the directory that "
-            f"holds {name}, or prepare it once (TFDS needs TensorFlow for this): "
-            f"tfds build {name.split('/')[0]} --file_format=array_record --data_dir={builder.data_dir_root}"
+            f"TFDS data set {name} is not prepared: no {where}/dataset_info.json{found}. Set data.dir to the directory "
+            f"that holds {name}, or prepare it once (TFDS needs TensorFlow for this): "
+            f"tfds build {name.rpartition('/')[0]} --file_format=array_record --data_dir={builder.data_dir_root}"
         )
     formats = {file_format.value for file_format in builder.info.available_file_formats()}
     if "array_record" not in formats:

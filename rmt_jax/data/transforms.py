@@ -8,6 +8,9 @@ from PIL import Image, ImageOps
 
 from rmt_jax.data.config import DataConfig
 
+# What data sets are made of. Pillow knows more, and for some (EPS) it would start other programs.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
 # What Pillow raises for damaged files, depending on the format and on where the damage is.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, Image.DecompressionBombError)
 
@@ -26,7 +29,7 @@ def decode(data: bytes, record_id: str) -> Image.Image:
         CorruptImageError: the bytes are damaged, cut off, or not a picture.
     """
     try:
-        image = Image.open(io.BytesIO(data))
+        image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
         image.load()
     except _DAMAGE as error:
         raise CorruptImageError(
@@ -82,9 +85,7 @@ def random_resized_crop(
     return image.resize((size, size), _resampling(interpolation), box=box)
 
 
-def resize_center_crop(
-    image: Image.Image, size: int, crop_ratio: float, interpolation: str = "bicubic"
-) -> Image.Image:
+def resize_center_crop(image: Image.Image, size: int, crop_ratio: float, interpolation: str = "bicubic") -> Image.Image:
     """The evaluation transform: short side to `floor(size / crop_ratio)`, then the central `size` x `size`.
 
     224 at crop ratio 0.875 resizes to 256, at 0.96 to 233; 1.0 resizes to the crop itself. Source: timm's

@@ -21,9 +21,7 @@ Map = Float[Array, "batch height width channels"]
 
 def linear(in_features: int, out_features: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
     """Linear layer with upstream's initialisation."""
-    return nnx.Linear(
-        in_features, out_features, kernel_init=nnx.initializers.normal(0.02), dtype=dtype, rngs=rngs
-    )
+    return nnx.Linear(in_features, out_features, kernel_init=nnx.initializers.normal(0.02), dtype=dtype, rngs=rngs)
 
 
 def conv3x3(in_features: int, out_features: int, *, strides: int = 1, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Conv:

@@ -49,7 +49,12 @@ class Stem(nnx.Module):
     def __init__(self, features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         half = features // 2
         layers: list[nnx.Module | None] = []  # None stands for GELU, so that the positions are upstream's
-        for in_features, out_features, strides in (3, half, 2), (half, half, 1), (half, features, 2), (features, features, 1):
+        for in_features, out_features, strides in (
+            (3, half, 2),
+            (half, half, 1),
+            (half, features, 2),
+            (features, features, 1),
+        ):
             layers.append(conv3x3(in_features, out_features, strides=strides, dtype=dtype, rngs=rngs))
             layers.append(BatchNorm(out_features, dtype=dtype, rngs=rngs))
             layers.append(None)
@@ -207,7 +212,7 @@ class Backbone(nnx.Module):
 
     def __call__(
         self, images: Array, *, rngs: nnx.Rngs | None = None, mix_box: Int[Array, "4"] | None = None
-    ) -> tuple[Map, Map, Map, Map]:
+    ) -> tuple[Map, ...]:
         """The four maps, each a stage's output before the downsampling that follows it.
 
         Args:
@@ -257,9 +262,7 @@ class Classifier(nnx.Module):
         self.norm = BatchNorm(config.proj_dim, dtype=dtype, rngs=rngs)
         self.head = linear(config.proj_dim, config.num_classes, dtype=dtype, rngs=rngs)
         aux_features = features if config.aux_tap == "features" else config.proj_dim
-        self.aux_head = (
-            linear(aux_features, config.num_classes, dtype=dtype, rngs=rngs) if config.aux_head else None
-        )
+        self.aux_head = linear(aux_features, config.num_classes, dtype=dtype, rngs=rngs) if config.aux_head else None
         self.config = config
         self.deterministic = False  # model.eval() sets it: inference output
 
@@ -314,7 +317,9 @@ class Classifier(nnx.Module):
 
     def _check_mix_box(self, images: Array) -> None:
         if self.aux_head is None:
-            raise ValueError("mix_box needs a token-labelled model (rmt_s_star, rmt_b_star, rmt_l_star): this one has no aux_head.")
+            raise ValueError(
+                "mix_box needs a token-labelled model (rmt_s_star, rmt_b_star, rmt_l_star): this one has no aux_head."
+            )
         if images.shape[1] % MIN_SIZE or images.shape[2] % MIN_SIZE:
             raise ValueError(
                 f"mix_box exchanges {MIX_SCALE}x{MIX_SCALE} stem positions for each token, which needs heights and widths "

@@ -24,7 +24,9 @@ def depthwise_conv2d(x: Map, kernel: Kernel) -> Map:
     Returns:
         A map of x's shape and type. `reference.depthwise_conv2d` is the specification.
     """
-    total = sum(window.astype(jnp.float32) * kernel[i, j, 0].astype(jnp.float32) for i, j, window in _windows(x, kernel))
+    total = sum(
+        window.astype(jnp.float32) * kernel[i, j, 0].astype(jnp.float32) for i, j, window in _windows(x, kernel)
+    )
     return jnp.asarray(total, x.dtype)
 
 
@@ -33,9 +35,7 @@ def _windows(x: Array, kernel: Array) -> list[tuple[int, int, Array]]:
     kernel_height, kernel_width = kernel.shape[:2]
     height, width = x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (kernel_height // 2,) * 2, (kernel_width // 2,) * 2, (0, 0)))
-    return [
-        (i, j, padded[:, i : i + height, j : j + width]) for i in range(kernel_height) for j in range(kernel_width)
-    ]
+    return [(i, j, padded[:, i : i + height, j : j + width]) for i in range(kernel_height) for j in range(kernel_width)]
 
 
 def _forward(x: Map, kernel: Kernel) -> tuple[Map, tuple[Map, Kernel]]:

@@ -11,7 +11,9 @@ def box_mask(box: Int[Array, "4"], height: int, width: int) -> Bool[Array, "heig
     return (rows >= box[0]) & (rows < box[2]) & (columns >= box[1]) & (columns < box[3])
 
 
-def swap_box(x: Float[Array, "batch height width channels"], box: Int[Array, "4"]) -> Float[Array, "batch height width channels"]:
+def swap_box(
+    x: Float[Array, "batch height width channels"], box: Int[Array, "4"]
+) -> Float[Array, "batch height width channels"]:
     """Exchange a box of each map with the same box of the batch in reverse order. Applied twice, it undoes itself.
 
     The mix-token of token labelling: on the stem's map with the box in stem positions, and on the auxiliary output

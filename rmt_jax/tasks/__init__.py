@@ -1,0 +1,6 @@
+"""What a batch means: model, loss, prediction and metric, one file a task."""
+
+from rmt_jax.tasks.base import Metric, Task
+from rmt_jax.tasks.classification import Classification
+
+__all__ = ["Classification", "Metric", "Task"]

@@ -6,8 +6,7 @@ import os
 import pathlib
 import time
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Self, SupportsFloat
+from typing import Any, SupportsFloat
 
 from tensorboardX import SummaryWriter
 
@@ -37,15 +36,13 @@ class MetricsWriter:
             filename_suffix=f".{time.time_ns()}",
         )
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "MetricsWriter":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
-    def write(self, step: int, values: Mapping[str, SupportsFloat], *, epoch: float | None) -> None:
+    def write(self, step: int, values: Mapping[str, SupportsFloat], *, epoch: SupportsFloat | None) -> None:
         """Writes one line: {"step": ..., "epoch": ..., **values}.
 
         epoch: passes over the training set so far, may be fractional; None leaves it out. JSON has no NaN nor infinity:
@@ -56,7 +53,7 @@ class MetricsWriter:
         numbers = {name: float(value) for name, value in values.items()}
         line: dict[str, float | None] = {"step": step}
         if epoch is not None:
-            line["epoch"] = epoch
+            line["epoch"] = float(epoch)
         line |= {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()

@@ -11,8 +11,7 @@ import pathlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from types import TracebackType
-from typing import NamedTuple, Self, SupportsFloat
+from typing import NamedTuple, SupportsFloat
 
 from rich import box
 from rich.console import Console, Group
@@ -64,23 +63,20 @@ def print_results(
     top5 in percent. seconds: time of the whole run. files: name in the workdir -> what it is; absent ones are left out.
     """
     console = console or _console
-    # Without repetition and in the order of first appearance.
-    keys = list(dict.fromkeys(key for row in rows.values() for key in row))
+    keys = list(dict.fromkeys(key for row in rows.values() for key in row))  # each once, in order of appearance
     table = Table(title=Text("Results", style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("weights", style="cyan")
     for key in keys:
         table.add_column(_HEADINGS.get(key, key), justify="right")
     for name, row in rows.items():
         cells = [f"{float(row[key]):.{_DECIMALS.get(key, 2)}f}" if key in row else "" for key in keys]
-        table.add_row(Text(name), *map(Text, cells))
+        table.add_row(Text(name), *cells)
     console.print(table if rows else "No results: the model was not evaluated.")
-
     log(f"Took {format_duration(seconds)}. In {workdir}:", console=console)
     places = Table(show_header=False, box=box.SIMPLE, show_edge=False)
     for name, what in files.items():
-        path = workdir / name
-        if path.exists():
-            places.add_row(Text(name + "/" if path.is_dir() else name, style="cyan"), Text(what))
+        if (workdir / name).exists():
+            places.add_row(Text(name, style="cyan"), Text(what))
     console.print(places)
 
 
@@ -135,7 +131,7 @@ class Progress:
         self._live: Live | None = None
         self._printed_at, self._printed_step = self._start, start_step
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         self._start = self._printed_at = self._clock()
         if self._console.is_interactive and not self._console.quiet:
             self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=4)
@@ -144,9 +140,7 @@ class Progress:
             log(f"{self._position()}: {self._activity}", console=self._console)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._live is not None:
             self._live.stop()
         elif self.step != self._printed_step:
@@ -177,13 +171,13 @@ class Progress:
     @contextlib.contextmanager
     def paused(self, activity: str) -> Iterator[None]:
         """Leaves the time inside (evaluation, checkpoints) out of the speed; the bar shows the activity meanwhile."""
-        before, previous = self._clock(), self._activity
+        before = self._training_seconds(), self._waited_seconds, self._activity
         self._activity = activity
         try:
             yield
         finally:
-            self._activity = previous
-            self._paused_seconds += self._clock() - before
+            training, self._waited_seconds, self._activity = before
+            self._paused_seconds = self._clock() - self._start - training
 
     @property
     def images_per_second(self) -> float | None:
@@ -205,7 +199,7 @@ class Progress:
 
     def _window(self) -> _Mark | None:
         """Steps and seconds between the oldest and the newest mark; None where that gives no speed."""
-        if len(self._marks) < 2:
+        if not self._marks:
             return None
         oldest, newest = self._marks[0], self._marks[-1]
         span = _Mark(newest.step - oldest.step, newest.training - oldest.training, newest.waited - oldest.waited)
@@ -226,9 +220,8 @@ class Progress:
     def _time(self) -> str:
         elapsed = format_duration(self._clock() - self._start)
         if self.step >= self.total_steps:
-            return f"done in {elapsed}"
-        left = self.seconds_left
-        return f"{elapsed} so far" if left is None else f"{format_duration(left)} left"
+            return f"in {elapsed}"
+        return f"{elapsed} so far" if self.seconds_left is None else f"{format_duration(self.seconds_left)} left"
 
     def _measures(self) -> list[str]:
         """What is known so far of loss, learning rate, speed and waiting."""
@@ -244,8 +237,7 @@ class Progress:
 
     def _print_line(self) -> None:
         self._printed_at, self._printed_step = self._clock(), self.step
-        measures = ", ".join([*self._measures(), self._time()])
-        log(f"{self._position()}: {measures}", console=self._console)
+        log(f"{self._position()}: {', '.join([*self._measures(), self._time()])}", console=self._console)
 
     def _render(self) -> Group:
         """The live view: a line with the bar, a line with the measures."""

@@ -1,0 +1,34 @@
+"""What the training loop asks of a task."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from flax import nnx
+from jax import Array
+
+
+class Metric(Protocol):
+    """Sums and counts on the host."""
+
+    def add(self, outputs: Mapping[str, np.ndarray]) -> None:
+        """Take in what `Task.predict` returned for one batch."""
+
+    def compute(self) -> dict[str, float]:
+        """Values over everything added: {"top1": percent, ...}."""
+
+
+class Task(Protocol):
+    """What a batch means: the model, its loss, its predictions and their metric."""
+
+    def init_model(self, rngs: nnx.Rngs) -> nnx.Module:
+        """A model with fresh weights, in training mode."""
+
+    def loss(self, model: Any, batch: Mapping[str, Array], rngs: nnx.Rngs) -> tuple[Array, dict[str, Array]]:
+        """(scalar loss, scalar metrics of the batch, "loss" among them)."""
+
+    def predict(self, model: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs of a model in evaluation mode, one row a sample."""
+
+    def metric(self) -> Metric:
+        """An empty metric."""

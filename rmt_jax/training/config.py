@@ -1,0 +1,179 @@
+"""The configuration: every key, its default and its type. The defaults are the ImageNet recipe of RMT-S."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from rmt_jax.data import DataConfig
+from rmt_jax.models import RMTConfig, variant
+from rmt_jax.training.optimizer import OptimizerConfig
+from rmt_jax.training.schedule import ScheduleConfig
+from rmt_jax.training.sharding import MeshConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The model.
+
+    Attributes:
+        name: one of `rmt_jax.list_models()`.
+        drop_path: rate of the last block; None is the variant's own.
+        dtype: type to compute in, "float32" or "bfloat16"; parameters are float32.
+        remat: recompute each block in the backward pass: less memory, more time, the same numbers.
+        architecture: any field of `RMTConfig` to change, such as {"depths": (1, 1, 1, 1)}.
+    """
+
+    name: str = "rmt_s"
+    drop_path: float | None = None
+    dtype: str = "bfloat16"
+    remat: bool = False
+    architecture: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"model.dtype must be 'float32' or 'bfloat16', got {self.dtype!r}.")
+        self.resolve(num_classes=1)
+
+    def resolve(self, num_classes: int) -> RMTConfig:
+        """The architecture with a head for `num_classes`."""
+        changes = dict(self.architecture)
+        if self.drop_path is not None:
+            changes["drop_path"] = self.drop_path
+        return variant(self.name, **changes | {"remat": self.remat, "num_classes": num_classes})
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save and what to keep. A checkpoint is saved after every evaluation.
+
+    Attributes:
+        every_steps: also save every so many steps; None only after evaluations.
+        keep_last: number of latest checkpoints kept; the best one is kept besides.
+    """
+
+    every_steps: int | None = None
+    keep_last: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run.
+
+    Attributes:
+        seed: of weights, data order, augmentation and drop path.
+        batch_size: of one optimiser step, over all devices.
+        epochs: passes over the training split; the last partial batch of each is dropped.
+        reference_batch_size: the batch at which `optimizer.learning_rate` and `ema_decay` are given. The learning rate
+            grows linearly with the batch; the decay is raised to the power batch / reference.
+        grad_accum_steps: parts that a batch is computed in, one after the other.
+        label_smoothing: share of the target spread over all classes.
+        ema_decay: of the moving average of parameters and BatchNorm statistics.
+        eval_batch_size: over all devices; None is `batch_size`.
+        eval_every_epochs: evaluate, save a checkpoint and redraw the curves so often, and at the end.
+        log_every_steps: training metrics are averaged over so many steps and written.
+        init_from: workdir whose latest weights (moving average) a new run starts from, or None.
+    """
+
+    seed: int = 0
+    batch_size: int = 2048
+    epochs: int = 300
+    reference_batch_size: int = 512
+    grad_accum_steps: int = 1
+    label_smoothing: float = 0.1
+    ema_decay: float = 0.99996
+    eval_batch_size: int | None = None
+    eval_every_epochs: int = 1
+    log_every_steps: int = 50
+    init_from: str | None = None
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=lambda: DataConfig(name="imagenet2012"))
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        for name in (
+            "batch_size",
+            "epochs",
+            "reference_batch_size",
+            "grad_accum_steps",
+            "eval_every_epochs",
+            "log_every_steps",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.batch_size % self.grad_accum_steps:
+            raise ValueError(
+                f"batch_size={self.batch_size} cannot be cut into grad_accum_steps={self.grad_accum_steps} equal parts."
+            )
+        for name in ("label_smoothing", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}.")
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """Learning rate at the end of the warm-up, scaled to the batch."""
+        return self.optimizer.learning_rate * self.batch_size / self.reference_batch_size
+
+    @property
+    def step_ema_decay(self) -> float:
+        """Decay of the moving average at each step, scaled to the batch."""
+        return self.ema_decay ** (self.batch_size / self.reference_batch_size)
+
+
+def parse(config: ml_collections.ConfigDict | Mapping[str, Any]) -> Config:
+    """A checked configuration from a config file's nested dict; what it leaves out keeps its default.
+
+    Raises:
+        ValueError: an unknown key (naming the nearest known one), a value of the wrong type or out of range.
+    """
+    values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
+    return _build(Config(), values, "")
+
+
+def _build(default: Any, values: Mapping[str, Any], prefix: str) -> Any:
+    """`default`, a dataclass, with `values` in place of its fields."""
+    hints = typing.get_type_hints(type(default))
+    changes = {}
+    for key, value in values.items():
+        if key not in hints:
+            nearest = difflib.get_close_matches(key, hints, n=1)
+            hint = f" Did you mean {prefix}{nearest[0]}?" if nearest else ""
+            raise ValueError(f"Unknown configuration key {prefix}{key}.{hint} Known: {', '.join(hints)}.")
+        if not dataclasses.is_dataclass(hints[key]):
+            changes[key] = _convert(hints[key], value, f"{prefix}{key}")
+        elif isinstance(value, Mapping):
+            changes[key] = _build(getattr(default, key), value, f"{prefix}{key}.")
+        else:
+            raise ValueError(f"{prefix}{key} must be a group of keys, got {value!r}.")
+    return dataclasses.replace(default, **changes)
+
+
+def _convert(hint: Any, value: Any, name: str) -> Any:
+    """A value as the field's type wants it: lists become tuples, and integers floats where floats are meant.
+
+    Raises:
+        ValueError: it does not fit the type.
+    """
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        origin, arguments = typing.get_origin(option) or option, typing.get_args(option)
+        if origin is tuple and isinstance(value, list | tuple) and len(value) == len(arguments):
+            return tuple(_convert(argument, item, name) for argument, item in zip(arguments, value, strict=True))
+        if origin is float and type(value) in (int, float):
+            return float(value)
+        if isinstance(value, origin) and not (origin is int and isinstance(value, bool)):
+            return value
+    described = hint.__name__ if isinstance(hint, type) else str(hint)
+    raise ValueError(f"{name} must be {described}, got {value!r}.")
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Nested plain dict of everything, as config.json holds it."""
+    return dataclasses.asdict(config)

@@ -1,0 +1,179 @@
+"""Everything a run needs, made and checked before the first step."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh, NamedSharding
+
+from rmt_jax.data import EvalLoader, TrainLoader, open_source
+from rmt_jax.models.flops import count_flops
+from rmt_jax.tasks import Classification
+from rmt_jax.training.config import Config
+from rmt_jax.training.optimizer import make_optimizer
+from rmt_jax.training.schedule import learning_rates
+from rmt_jax.training.sharding import batch_sharding, make_mesh, replicated, state_sharding
+from rmt_jax.training.state import State, Tree, init_state, make_predict_step, make_train_step, model_graphs
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A run, ready to start.
+
+    Attributes:
+        config: what it was made from.
+        mesh: all devices.
+        task: model, loss, metric.
+        graph: of the model in training mode.
+        train_loader: batches of this process.
+        eval_loader: batches of this process.
+        learning_rates: one value an epoch, float64.
+        abstract_state: shapes, types and shardings of the state.
+        replicated_paths: arrays that the mesh should split but cannot.
+        init: compiled, () -> state at step 0.
+        train_step: compiled, (state, batch) -> (state, metrics); the state is donated.
+        predict_step: compiled, ({params, batch_stats}, batch) -> outputs, replicated.
+        batch_sharding: of a batch.
+    """
+
+    config: Config
+    mesh: Mesh
+    task: Classification
+    graph: nnx.GraphDef
+    train_loader: TrainLoader
+    eval_loader: EvalLoader
+    learning_rates: np.ndarray
+    abstract_state: State
+    replicated_paths: list[str]
+    init: Callable[[], State]
+    train_step: Callable[[State, Mapping[str, Array]], tuple[State, dict[str, Array]]]
+    predict_step: Callable[[Tree, Mapping[str, Array]], dict[str, Array]]
+    batch_sharding: NamedSharding
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in one pass over the training split."""
+        return self.train_loader.steps_per_epoch
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.config.epochs * self.steps_per_epoch
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        return float(self.learning_rates[min(step // self.steps_per_epoch, self.config.epochs - 1)])
+
+    def summary(self) -> dict[str, str]:
+        """What is about to run, in the words of the summary table."""
+        config, model = self.config, self.task.model
+        size, data = config.data.image_size, config.data
+        train, evaluation = self.train_loader.source, self.eval_loader.source
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.abstract_state["params"]))
+        devices = jax.devices()
+        rows = {
+            "model": f"{config.model.name}, {config.model.dtype}, drop path {model.drop_path:g}",
+            "parameters": f"{parameters:,}",
+            "FLOPs": f"{count_flops(model, size, size) / 1e9:.3f} G multiply-accumulates a picture of {size}x{size}",
+            "devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es)",
+            "mesh": ", ".join(f"{axis} {count}" for axis, count in self.mesh.shape.items()),
+            "training data": f"{train.name}: {len(train):,} pictures, {train.num_classes} classes",
+            "evaluation data": f"{evaluation.name}: {len(evaluation):,} pictures",
+            "batch": f"{config.batch_size} ({config.batch_size // len(devices)} a device)"
+            + (f" in {config.grad_accum_steps} parts" if config.grad_accum_steps > 1 else ""),
+            "steps": f"{self.total_steps:,} = {config.epochs} epochs x {self.steps_per_epoch:,}",
+            "learning rate": f"peak {config.peak_learning_rate:g} = {config.optimizer.learning_rate:g} x "
+            f"{config.batch_size} / {config.reference_batch_size}, {config.schedule.warmup_epochs} epochs of warm-up, "
+            f"cosine to {config.schedule.min_lr:g}",
+            "optimizer": f"AdamW, weight decay {config.optimizer.weight_decay:g}, "
+            + (f"clipped at {config.optimizer.clip_norm:g}" if config.optimizer.clip_norm else "no clipping"),
+            "EMA": f"decay {self.config.step_ema_decay:.6g} a step",
+            "workers": f"{data.num_workers} processes, {data.num_threads} threads",
+        }
+        if self.replicated_paths:
+            rows["not split"] = f"{len(self.replicated_paths)} arrays, such as {self.replicated_paths[0]}"
+        return rows
+
+
+def prepare(config: Config) -> Setup:
+    """Open the data, build the mesh and the step; nothing is compiled yet and no weights are made.
+
+    Raises:
+        ValueError: a configuration that cannot run here.
+        FileNotFoundError: data that is not there.
+    """
+    mesh = make_mesh(config.mesh)
+    eval_batch_size = config.eval_batch_size or config.batch_size
+    _check_batch("batch_size", config.batch_size, config.grad_accum_steps)
+    _check_batch("eval_batch_size", eval_batch_size, 1)
+    processes: dict[str, Any] = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    train_loader = TrainLoader(
+        open_source(config.data, config.data.train_split),
+        config.data,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        **processes,
+    )
+    eval_loader = EvalLoader(
+        open_source(config.data, config.data.eval_split), config.data, batch_size=eval_batch_size, **processes
+    )
+    task = Classification(
+        model=config.model.resolve(train_loader.source.num_classes),
+        dtype=config.model.dtype,
+        mean=config.data.mean,
+        std=config.data.std,
+        label_smoothing=config.label_smoothing,
+    )
+    rates = learning_rates(config.schedule, config.peak_learning_rate, config.epochs)
+    table, steps_per_epoch = jnp.asarray(rates, jnp.float32), train_loader.steps_per_epoch
+    optimizer = make_optimizer(config.optimizer, lambda step: table[step // steps_per_epoch])
+    train_graph, eval_graph = model_graphs(task)
+
+    make_state = functools.partial(init_state, task, optimizer, config.seed)
+    shapes = jax.eval_shape(make_state)
+    shardings, replicated_paths = state_sharding(mesh, shapes)
+    train_step = make_train_step(
+        task,
+        train_graph,
+        optimizer,
+        seed=config.seed,
+        ema_decay=config.step_ema_decay,
+        grad_accum_steps=config.grad_accum_steps,
+    )
+    return Setup(
+        config=config,
+        mesh=mesh,
+        task=task,
+        graph=train_graph,
+        train_loader=train_loader,
+        eval_loader=eval_loader,
+        learning_rates=rates,
+        abstract_state=jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+        ),
+        replicated_paths=replicated_paths,
+        init=jax.jit(make_state, out_shardings=shardings),
+        train_step=jax.jit(
+            train_step,
+            in_shardings=(shardings, batch_sharding(mesh)),
+            out_shardings=(shardings, replicated(mesh)),
+            donate_argnums=0,
+        ),
+        predict_step=jax.jit(make_predict_step(task, eval_graph), out_shardings=replicated(mesh)),
+        batch_sharding=batch_sharding(mesh),
+    )
+
+
+def _check_batch(name: str, batch_size: int, parts: int) -> None:
+    devices = jax.device_count()
+    if batch_size % (devices * parts):
+        pieces = f"{devices} device(s)" + (f" x grad_accum_steps={parts}" if parts > 1 else "")
+        multiple = devices * parts
+        below, above = batch_size // multiple * multiple, -(-batch_size // multiple) * multiple
+        raise ValueError(f"{name}={batch_size} cannot be divided over {pieces}. Use {below or above} or {above}.")

@@ -1,0 +1,113 @@
+"""The training state, plain nested dicts, and the step that moves it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import Array
+
+from rmt_jax.tasks import Task
+from rmt_jax.training.optimizer import update_ema
+
+Tree = Any
+State = dict[str, Tree]  # step, params, batch_stats, opt_state, ema: {params, batch_stats}
+Batch = Mapping[str, Array]
+
+
+def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, Tree, Tree]:
+    """(graph, parameters, BatchNorm statistics), the last two as plain dicts."""
+    graph, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+
+
+def model_graphs(task: Task) -> tuple[nnx.GraphDef, nnx.GraphDef]:
+    """The model's graph in training mode and in evaluation mode; no weights are made."""
+    model = nnx.eval_shape(lambda: task.init_model(nnx.Rngs(0)))
+    training = split_model(model)[0]
+    model.eval()
+    return training, split_model(model)[0]
+
+
+def init_state(task: Task, optimizer: optax.GradientTransformation, seed: int) -> State:
+    """The state at step 0; the moving average starts as a copy of the weights."""
+    _, params, batch_stats = split_model(task.init_model(nnx.Rngs(seed)))
+    return {
+        "step": jnp.zeros((), jnp.int32),
+        "params": params,
+        "batch_stats": batch_stats,
+        "opt_state": optimizer.init(params),
+        # Copies, because the step donates its state and must not be given one buffer twice.
+        "ema": jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}),
+    }
+
+
+def make_train_step(
+    task: Task,
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    ema_decay: float,
+    grad_accum_steps: int = 1,
+) -> Callable[[State, Batch], tuple[State, dict[str, Array]]]:
+    """The pure function (state, batch) -> (state, metrics) of one optimiser step.
+
+    Its randomness is a function of the seed and the step alone. With gradient accumulation the batch is cut into
+    `grad_accum_steps` parts, BatchNorm sees one part after the other, and the gradients are averaged.
+    """
+
+    def loss_fn(params: Tree, batch_stats: Tree, batch: Batch, key: Array) -> tuple[Array, Any]:
+        model = nnx.merge(graph, params, batch_stats)
+        loss, metrics = task.loss(model, batch, nnx.Rngs(key))
+        return loss, (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), metrics)
+
+    gradients = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def accumulate(params: Tree, batch_stats: Tree, batch: Batch, key: Array) -> tuple[Tree, Tree, dict[str, Array]]:
+        def one_part(carry: tuple[Tree, Tree], part: tuple[Batch, Array]) -> tuple[tuple[Tree, Tree], Any]:
+            total, stats = carry
+            (_, (stats, metrics)), grads = gradients(params, stats, *part)
+            return (jax.tree.map(jnp.add, total, grads), stats), metrics
+
+        parts = jax.tree.map(lambda x: _deal(x, grad_accum_steps), batch)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        keys = jax.random.split(key, grad_accum_steps)
+        (total, batch_stats), metrics = jax.lax.scan(one_part, (zeros, batch_stats), (parts, keys))
+        grads = jax.tree.map(lambda g: g / grad_accum_steps, total)
+        return grads, batch_stats, jax.tree.map(lambda m: m.mean(axis=0), metrics)
+
+    def train_step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
+        key = jax.random.fold_in(jax.random.key(seed), state["step"])
+        if grad_accum_steps == 1:
+            (_, (batch_stats, metrics)), grads = gradients(state["params"], state["batch_stats"], batch, key)
+        else:
+            grads, batch_stats, metrics = accumulate(state["params"], state["batch_stats"], batch, key)
+        updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        state = {
+            "step": state["step"] + 1,
+            "params": params,
+            "batch_stats": batch_stats,
+            "opt_state": opt_state,
+            "ema": update_ema(state["ema"], {"params": params, "batch_stats": batch_stats}, ema_decay),
+        }
+        return state, metrics | {"grad_norm": optax.tree.norm(grads)}
+
+    return train_step
+
+
+def make_predict_step(task: Task, graph: nnx.GraphDef) -> Callable[[Tree, Batch], dict[str, Array]]:
+    """The pure function ({params, batch_stats}, batch) -> what the task's metric takes."""
+
+    def predict_step(weights: Tree, batch: Batch) -> dict[str, Array]:
+        return task.predict(nnx.merge(graph, weights["params"], weights["batch_stats"]), batch)
+
+    return predict_step
+
+
+def _deal(x: Array, parts: int) -> Array:
+    """[batch ...] -> [parts batch/parts ...], every parts-th sample: so each device keeps the samples it has."""
+    return jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
