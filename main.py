@@ -11,7 +11,7 @@ A workdir that holds an interrupted run is gone on with. Every key is in rmt_jax
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from rmt_jax.training import run
@@ -29,6 +29,7 @@ MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or evaluate
 
 def main(argv: list[str]) -> int:
     """Exit code of the run."""
+    logging.set_verbosity(logging.WARNING)  # Orbax reports every file it writes
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]).stem

@@ -31,7 +31,7 @@ CONSTANT_RTOL = 1e-5
 
 
 def torch_key(path: str) -> str:
-    """Upstream's name of one of our arrays: backbone/layers/0/blocks/1/pos/kernel -> layers.0.blocks.1.pos.conv.weight."""
+    """Upstream's name of one of our arrays: backbone/layers/0/.../pos/kernel -> layers.0.....pos.conv.weight."""
     for pattern, replacement in RENAMES:
         path = re.sub(pattern, replacement, path)
     return path.replace("/", ".")

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from rmt_jax.models.rmt import Classifier
+from rmt_jax.models.classifier import Classifier
 from rmt_jax.models.variants import variant
 
 

@@ -1,4 +1,4 @@
-"""RMT, top to bottom: stem, retention, feed-forward network, block, stage, backbone, classifier.
+"""The RMT backbone, top to bottom: stem, retention, feed-forward network, block, stage, backbone.
 
 "RMT: Retentive Networks Meet Vision Transformers", CVPR 2024, arXiv 2309.11523. Maps are [batch height width
 channels] throughout; parameter paths keep the names of the authors' PyTorch code.
@@ -29,8 +29,7 @@ from rmt_jax.ops import (
 )
 
 Map = Float[Array, "batch height width channels"]
-Logits = Float[Array, "batch classes"]
-AuxLogits = Float[Array, "batch height width classes"]
+Output = Float[Array, "batch _ _ _"]  # a map of another size
 
 MIN_SIZE = 32  # the stride of the last stage
 MIX_SCALE = 8  # stem positions along each side of a token of the last stage
@@ -60,7 +59,7 @@ class Stem(nnx.Module):
             layers.append(None)
         self.proj = nnx.List(layers[:-1])
 
-    def __call__(self, images: Float[Array, "batch height width 3"]) -> Map:
+    def __call__(self, images: Float[Array, "batch height width 3"]) -> Output:
         """Images to [batch height/4 width/4 channels], sizes rounded up."""
         x = images
         for layer in self.proj:
@@ -76,8 +75,8 @@ class Retention(nnx.Module):
         dim: int,
         num_heads: int,
         *,
-        decay_start: float,
-        decay_span: float,
+        decay_start: float | int,
+        decay_span: float | int,
         decomposed: bool,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
@@ -167,7 +166,7 @@ class Downsample(nnx.Module):
         self.reduction = conv3x3(in_features, out_features, strides=2, dtype=dtype, rngs=rngs)
         self.norm = BatchNorm(out_features, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Map) -> Map:
+    def __call__(self, x: Map) -> Output:
         """[batch height width channels] -> half the size, rounded up."""
         return self.norm(self.reduction(x))
 
@@ -212,7 +211,7 @@ class Backbone(nnx.Module):
 
     def __call__(
         self, images: Array, *, rngs: nnx.Rngs | None = None, mix_box: Int[Array, "4"] | None = None
-    ) -> tuple[Map, ...]:
+    ) -> tuple[Output, ...]:
         """The four maps, each a stage's output before the downsampling that follows it.
 
         Args:
@@ -247,84 +246,6 @@ class Backbone(nnx.Module):
             )
         keys = jax.random.split(rngs.drop_path(), sum(self.config.depths))
         return jnp.split(keys, np.cumsum(self.config.depths)[:-1])
-
-
-class Classifier(nnx.Module):
-    """RMT for image classification: backbone, projection, BatchNorm, SiLU, mean over positions, head.
-
-    A starred model also has `aux_head`, a linear head on every position of the last stage.
-    """
-
-    def __init__(self, config: RMTConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
-        features = config.embed_dims[-1]
-        self.backbone = Backbone(config, dtype=dtype, rngs=rngs)
-        self.proj = linear(features, config.proj_dim, dtype=dtype, rngs=rngs)
-        self.norm = BatchNorm(config.proj_dim, dtype=dtype, rngs=rngs)
-        self.head = linear(config.proj_dim, config.num_classes, dtype=dtype, rngs=rngs)
-        aux_features = features if config.aux_tap == "features" else config.proj_dim
-        self.aux_head = linear(aux_features, config.num_classes, dtype=dtype, rngs=rngs) if config.aux_head else None
-        self.config = config
-        self.deterministic = False  # model.eval() sets it: inference output
-
-    def __call__(
-        self, images: Array, *, rngs: nnx.Rngs | None = None, mix_box: Int[Array, "4"] | None = None
-    ) -> Logits | tuple[Logits, AuxLogits]:
-        """Logits; of a starred model in training mode, (logits, logits of every token).
-
-        In evaluation mode a starred model returns logits + 0.5 * the largest token logit of each class.
-
-        Args:
-            images: [batch height width 3] normalised floats, 32x32 pixels or more, square or not.
-            rngs: draws the drop path in training mode.
-            mix_box: mix-token (starred models in training mode): (top, left, bottom, right) in tokens of the last
-                stage, the last two excluded. The box is exchanged between the batch and its reverse after the stem, and
-                the token logits are exchanged back.
-
-        Returns:
-            [batch classes], in float32; training mode of starred models: that and [batch height/32 width/32 classes].
-
-        Raises:
-            ValueError: images of another shape or type; no rngs where drop path needs them; a box where none works.
-        """
-        if mix_box is not None:
-            self._check_mix_box(images)
-        x = self.backbone(images, rngs=rngs, mix_box=mix_box)[-1]
-        taps = self._taps(x)
-        logits = self._pooled_logits(taps["activation"])
-        if self.aux_head is None:
-            return logits
-        aux = self.aux_head(taps[self.config.aux_tap]).astype(jnp.float32)
-        if self.deterministic:
-            return logits + 0.5 * aux.max(axis=(1, 2))
-        return logits, aux if mix_box is None else swap_box(aux, mix_box)
-
-    def forward_features(self, images: Array, *, rngs: nnx.Rngs | None = None) -> Map:
-        """Unpooled features: the last stage's output, [batch height/32 width/32 channels]."""
-        return self.backbone(images, rngs=rngs)[-1]
-
-    def forward_head(self, features: Map, *, pre_logits: bool = False) -> Float[Array, "batch outputs"]:
-        """From `forward_features` to logits without the auxiliary head, or, with pre_logits, to the head's pooled input."""
-        x = self._taps(features)["activation"]
-        return x.mean(axis=(1, 2)) if pre_logits else self._pooled_logits(x)
-
-    def _taps(self, features: Map) -> dict[str, Map]:
-        proj = self.proj(features)
-        norm = self.norm(proj)
-        return {"features": features, "proj": proj, "norm": norm, "activation": nnx.silu(norm)}
-
-    def _pooled_logits(self, x: Map) -> Logits:
-        return self.head(x.mean(axis=(1, 2))).astype(jnp.float32)
-
-    def _check_mix_box(self, images: Array) -> None:
-        if self.aux_head is None:
-            raise ValueError(
-                "mix_box needs a token-labelled model (rmt_s_star, rmt_b_star, rmt_l_star): this one has no aux_head."
-            )
-        if images.shape[1] % MIN_SIZE or images.shape[2] % MIN_SIZE:
-            raise ValueError(
-                f"mix_box exchanges {MIX_SCALE}x{MIX_SCALE} stem positions for each token, which needs heights and widths "
-                f"that are multiples of {MIN_SIZE}; got images of {images.shape[1]}x{images.shape[2]}."
-            )
 
 
 def check_images(images: Array) -> None:

@@ -2,8 +2,9 @@
 
 import dataclasses
 import difflib
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+Number = int | float
 AuxTap = Literal["features", "proj", "norm", "activation"]
 
 
@@ -25,19 +26,19 @@ class RMTConfig:
         num_classes: outputs of the head.
         aux_head: token-level head of the starred models.
         aux_tap: where the auxiliary head reads: the last stage's output, or after the projection, its BatchNorm or its
-            activation (upstream's released RMT-S* has an auxiliary head as wide as the projection; where it reads is unknown).
+            activation (upstream's released RMT-S* has a head as wide as the projection; where it reads is unknown).
         remat: recompute each block in the backward pass instead of keeping its activations. Changes no number.
     """
 
     embed_dims: tuple[int, int, int, int]
     depths: tuple[int, int, int, int]
     num_heads: tuple[int, int, int, int]
-    mlp_ratios: tuple[float, float, float, float]
-    decay_spans: tuple[float, float, float, float]
+    mlp_ratios: tuple[Number, Number, Number, Number]
+    decay_spans: tuple[Number, Number, Number, Number]
     decomposed: tuple[bool, bool, bool, bool] = (True, True, True, False)
     layer_scale: tuple[float | None, float | None, float | None, float | None] = (None, None, None, None)
     drop_path: float = 0.0
-    decay_start: float = 2.0
+    decay_start: Number = 2
     proj_dim: int = 1024
     num_classes: int = 1000
     aux_head: bool = False
@@ -65,8 +66,8 @@ class RMTConfig:
             raise ValueError(f"drop_path is a probability in [0, 1), got {self.drop_path}.")
         if self.num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {self.num_classes}.")
-        if self.aux_tap not in AuxTap.__args__:  # type: ignore[attr-defined]
-            raise ValueError(f"aux_tap must be one of {AuxTap.__args__}, got {self.aux_tap!r}.")  # type: ignore[attr-defined]
+        if self.aux_tap not in get_args(AuxTap):
+            raise ValueError(f"aux_tap must be one of {get_args(AuxTap)}, got {self.aux_tap!r}.")
 
 
 _T = RMTConfig(

@@ -67,7 +67,7 @@ def full_retention(q: Image, k: Image, v: Image, decay: Float[Array, "heads toke
     return _heads(flat(q), flat(k), flat(v), decay).reshape(v.shape)
 
 
-def log_decay_rates(num_heads: int, start: float, span: float) -> Float[np.ndarray, " heads"]:
+def log_decay_rates(num_heads: int, start: float | int, span: float | int) -> Float[np.ndarray, " heads"]:
     """log(gamma) of each head: gamma_i = 1 - 2 ** (-start - span * i / num_heads), upstream's `Relpos.decay`.
 
     Written in float32, operation by operation, because 1 - gamma is small: a float64 result would differ by 1e-5.
@@ -79,7 +79,7 @@ def log_decay_rates(num_heads: int, start: float, span: float) -> Float[np.ndarr
 def axis_decay(length: int, log_rates: Float[np.ndarray, " heads"]) -> Float[Array, "heads length length"]:
     """log(gamma) * |i - j| along one axis."""
     position = jnp.arange(length, dtype=jnp.float32)
-    return log_rates[:, None, None] * jnp.abs(position[:, None] - position[None, :])
+    return jnp.asarray(log_rates)[:, None, None] * jnp.abs(position[:, None] - position[None, :])
 
 
 def manhattan_decay(

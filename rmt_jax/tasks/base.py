@@ -1,13 +1,14 @@
 """What the training loop asks of a task."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from flax import nnx
 from jax import Array
 
 
+@runtime_checkable
 class Metric(Protocol):
     """Sums and counts on the host."""
 
@@ -18,6 +19,7 @@ class Metric(Protocol):
         """Values over everything added: {"top1": percent, ...}."""
 
 
+@runtime_checkable
 class Task(Protocol):
     """What a batch means: the model, its loss, its predictions and their metric."""
 

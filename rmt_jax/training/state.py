@@ -19,7 +19,8 @@ Batch = Mapping[str, Array]
 
 def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, Tree, Tree]:
     """(graph, parameters, BatchNorm statistics), the last two as plain dicts."""
-    graph, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    graph, state = nnx.split(model)
+    params, batch_stats = nnx.split_state(state, nnx.Param, nnx.BatchStat)
     return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 

@@ -72,7 +72,6 @@ KINDS = {
     "rgb": (encode(RED, "PNG"), (200, 20, 30)),
     "rgba": (encode(Image.new("RGBA", (4, 4), (200, 20, 30, 0)), "PNG"), (200, 20, 30)),
     "palette": (encode(RED.quantize(4), "PNG"), (200, 20, 30)),
-    "palette_alpha": (encode(RED.quantize(4), "PNG", transparency=b"\x00\x80"), (200, 20, 30)),
     "gif": (encode(RED.quantize(4), "GIF"), (200, 20, 30)),
     "webp": (encode(RED, "WEBP", lossless=True), (200, 20, 30)),
     "cmyk_cyan": (encode(Image.new("CMYK", (8, 8), (255, 0, 0, 0)), "JPEG", quality=100), (0, 255, 255)),
@@ -85,6 +84,13 @@ def test_every_kind_of_picture_becomes_rgb(data, expected):
     image = decode(data, "x")
     assert image.mode == "RGB"
     assert np.abs(np.asarray(image).astype(int) - expected).max() <= 2
+
+
+def test_palette_transparency_is_dropped_without_a_warning():
+    palette = picture().quantize(4)
+    data = encode(palette, "PNG", transparency=b"\x00\x40\x80\xff")
+    assert Image.open(io.BytesIO(data)).info["transparency"] == b"\x00\x40\x80\xff"
+    np.testing.assert_array_equal(decode(data, "x"), decode(encode(palette, "PNG"), "x"))
 
 
 def test_exif_orientation_is_ignored():

@@ -1,0 +1,64 @@
+"""Every number recorded from upstream, and proof that small mistakes are noticed."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import jax
+import pytest
+
+from rmt_jax.models import layers, rmt
+from rmt_jax.training.optimizer import OptimizerConfig
+from tests import parity
+
+
+def failures(rows: Iterator[parity.Row]) -> list[parity.Row]:
+    return [row for row in rows if not row.error <= row.tolerance]
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name.endswith("training") and name != "rmt_t training" else name
+        for name in parity.SECTIONS
+    ],
+)
+def test_parity(section: str) -> None:
+    rows = list(parity.SECTIONS[section]())
+    assert rows
+    assert failures(iter(rows)) == []
+
+
+def test_no_decay_list_is_upstreams() -> None:
+    assert parity.no_decay_keys() == set(parity.meta("trajectory_rmt_t")["no_decay"])
+
+
+def test_tanh_gelu_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rmt, "gelu", functools.partial(jax.nn.gelu, approximate=True))
+    assert failures(parity.inference_rows("rmt_t"))
+
+
+def test_wrong_layer_norm_epsilon_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rmt, "layer_norm", functools.partial(layers.layer_norm, epsilon=1e-5))
+    assert failures(parity.inference_rows("rmt_t"))
+
+
+def test_biased_running_variance_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def biased(self: layers.BatchNorm, x: jax.Array) -> jax.Array:
+        count, old = x.size // x.shape[-1], self.var[...]
+        y = original(self, x)
+        self.var[...] = old + (self.var[...] - old) - 0.1 * x.var(axis=(0, 1, 2)) / (count - 1)
+        return y
+
+    original = layers.BatchNorm.__call__
+    monkeypatch.setattr(layers.BatchNorm, "__call__", biased)
+    assert [row.case for row in failures(parity.training_rows("rmt_t"))] == ["train: 4 BatchNorm buffers"]
+
+
+@pytest.mark.parametrize("rows", [parity.optimizer_rows, pytest.param(parity.trajectory_rows, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mistake", ["decay on everything", "beta2"])
+def test_optimizer_mistakes_are_noticed(rows, mistake: str) -> None:
+    if mistake == "beta2":
+        assert failures(rows(dataclasses.replace(OptimizerConfig(), beta2=0.99)))
+    else:
+        assert failures(rows(rules=((r"", True),)))
