@@ -8,33 +8,22 @@
 A workdir that holds an interrupted run is gone on with. Every key is in rmt_jax/training/config.py.
 """
 
-import pathlib
-import sys
+import functools
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from rmt_jax.training import run
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    "configs/digits.py",
-    "The recipe; --config.KEY=VALUE changes a value.",
-    lock_config=False,
-    accept_new_attributes=True,  # a config file holds only what differs from the defaults; run() checks every key
-)
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; workdir/NAME_OF_THE_CONFIG by default.")
+CONFIG = flags.DEFINE_string("config", "configs/digits.py", "The recipe; --config.KEY=VALUE changes a value of it.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default workdir/NAME_OF_THE_CONFIG.")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or evaluate the latest checkpoint.")
 
 
-def main(argv: list[str]) -> int:
-    """Exit code of the run."""
+def main(words: list[str]) -> int:
+    """The run's exit code; `words` are what absl did not take, the --config.KEY=VALUE."""
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file it writes
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
-    name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]).stem
-    return run(CONFIG.value, WORKDIR.value or pathlib.Path("workdir") / name, MODE.value)
+    return run(CONFIG.value, words[1:], workdir=WORKDIR.value, mode=MODE.value)
 
 
 if __name__ == "__main__":
-    sys.exit(app.run(main))
+    app.run(main, flags_parser=functools.partial(flags.FLAGS, known_only=True))

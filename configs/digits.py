@@ -16,7 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
             "seed": 0,
             "batch_size": 64,
             "reference_batch_size": 64,
-            "epochs": 60,
+            "epochs": 50,
             "label_smoothing": 0.1,
             "ema_decay": 0.99,
             "model": {"name": "rmt_nano", "drop_path": 0.05, "dtype": "float32"},

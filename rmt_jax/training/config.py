@@ -1,13 +1,13 @@
 """The configuration: every key, its default and its type. The defaults are the ImageNet recipe of RMT-S."""
 
+import ast
+import contextlib
 import dataclasses
 import difflib
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any
-
-import ml_collections
 
 from rmt_jax.data import DataConfig
 from rmt_jax.models import RMTConfig, variant
@@ -127,13 +127,16 @@ class Config:
         return self.ema_decay ** (self.batch_size / self.reference_batch_size)
 
 
-def parse(config: ml_collections.ConfigDict | Mapping[str, Any]) -> Config:
+class Word(str):
+    """A value as the command line gave it: read as a Python literal where the key's type wants one."""
+
+
+def parse(values: Mapping[str, Any]) -> Config:
     """A checked configuration from a config file's nested dict; what it leaves out keeps its default.
 
     Raises:
         ValueError: an unknown key (naming the nearest known one), a value of the wrong type or out of range.
     """
-    values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
     return _build(Config(), values, "")
 
 
@@ -161,6 +164,8 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
     Raises:
         ValueError: it does not fit the type.
     """
+    if isinstance(value, Word):
+        return _convert_word(hint, value, name)
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for option in options:
         origin, arguments = typing.get_origin(option) or option, typing.get_args(option)
@@ -168,10 +173,17 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
             return tuple(_convert(argument, item, name) for argument, item in zip(arguments, value, strict=True))
         if origin is float and type(value) in (int, float):
             return float(value)
-        if isinstance(value, origin) and not (origin is int and isinstance(value, bool)):
+        if origin is not tuple and isinstance(value, origin) and not (origin is int and isinstance(value, bool)):
             return value
     described = hint.__name__ if isinstance(hint, type) else str(hint)
     raise ValueError(f"{name} must be {described}, got {value!r}.")
+
+
+def _convert_word(hint: Any, word: Word, name: str) -> Any:
+    text = str(word)
+    with contextlib.suppress(ValueError, SyntaxError):  # not a literal, or not one of this type: then it is text
+        return _convert(hint, ast.literal_eval(text), name)
+    return _convert(hint, text, name)
 
 
 def to_dict(config: Config) -> dict[str, Any]:

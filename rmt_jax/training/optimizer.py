@@ -41,6 +41,15 @@ class OptimizerConfig:
     weight_decay: float = 0.05
     clip_norm: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise ValueError(f"optimizer.learning_rate={self.learning_rate}: expected a positive number.")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optimizer.{name}={getattr(self, name)}: expected 0 <= {name} < 1.")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"optimizer.clip_norm={self.clip_norm}: expected a positive number, or None to not clip.")
+
 
 def make_optimizer(
     config: OptimizerConfig,

@@ -2,11 +2,9 @@
 
 import pathlib
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
-import ml_collections
-
+from rmt_jax.training.command_line import load_config
 from rmt_jax.training.config import parse
 from rmt_jax.training.loop import evaluate_only, train
 from rmt_jax.training.steplog import NonFiniteLossError
@@ -14,19 +12,21 @@ from rmt_jax.training.steplog import NonFiniteLossError
 MODES = {"train": train, "eval": evaluate_only}
 
 
-def run(config: ml_collections.ConfigDict | Mapping[str, Any], workdir: str | pathlib.Path, mode: str = "train") -> int:
-    """Run a configuration in a workdir; returns the exit code.
+def run(config: str, words: Sequence[str] = (), *, workdir: str | None = None, mode: str = "train") -> int:
+    """Run a config file; returns the exit code.
 
     0 done, 1 stopped by a loss that is not finite, 2 something to mend in what was given, 130 or 143 saved after Ctrl-C
     or SIGTERM. Messages for the user go to standard error.
 
     Args:
-        config: what a file in configs/ returns.
-        workdir: folder of the run; one that holds an interrupted run is gone on with.
+        config: FILE or FILE:ARGUMENT.
+        words: --config.KEY=VALUE, each.
+        workdir: folder of the run, workdir/NAME_OF_THE_CONFIG where None; one with an interrupted run is gone on with.
         mode: "train", or "eval" for the latest checkpoint there.
     """
+    folder = pathlib.Path(workdir) if workdir else pathlib.Path("workdir") / pathlib.Path(config.partition(":")[0]).stem
     try:
-        return MODES[mode](parse(config), pathlib.Path(workdir))
+        return MODES[mode](parse(load_config(config, words)), folder)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
