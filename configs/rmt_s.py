@@ -6,8 +6,8 @@ Data: TFDS's imagenet2012 as array_record, or a folder with train/CLASS/*.JPEG a
 
     --config.data.name=folder --config.data.dir=/data/imagenet --config.data.eval_split=val
 
-The batch, learning rate (5e-4 for each 512 pictures, so a peak of 2e-3), schedule, weight decay, EMA and drop path are
-those of the authors' logs. Of their augmentation this release has the random resized crop, the flip and label smoothing;
+The batch, learning rate (5e-4 for each 512 pictures, so a peak of 2e-3), schedule, weight decay, EMA and drop path
+are those of the authors' logs. Of their augmentation there are the random resized crop, the flip and label smoothing;
 RandAugment, random erasing, mixup, CutMix and repeated augmentation are not here yet, so expect less than 84.1 %.
 """
 

@@ -4,7 +4,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from flax import nnx
 
@@ -23,15 +22,10 @@ class Checkpoints:
 
     def __init__(self, workdir: pathlib.Path, config: CheckpointConfig):
         policies = ocp.checkpoint_managers
+        best = policies.BestN(get_metric_fn=_best_metric, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(
-                [
-                    policies.LatestN(config.keep_last),
-                    policies.BestN(
-                        get_metric_fn=lambda metrics: metrics[BEST_METRIC], n=1, keep_checkpoints_without_metrics=False
-                    ),
-                ]
-            ),
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(config.keep_last), best]),
+            best_fn=_best_metric,  # only so that metrics are written: the policy decides what is kept
         )
         self.folder = checkpoint_folder(workdir)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
@@ -58,6 +52,10 @@ class Checkpoints:
         """Wait for the saves under way."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _best_metric(metrics: Mapping[str, float]) -> float:
+    return metrics[BEST_METRIC]
 
 
 def checkpoint_folder(workdir: pathlib.Path) -> pathlib.Path:
@@ -117,8 +115,3 @@ def _items(state: State) -> dict[str, Tree]:
         "ema": state["ema"],
         "optimizer": {"opt_state": state["opt_state"], "step": state["step"]},
     }
-
-
-def abstract_state(state: State, shardings: Tree) -> State:
-    """Shapes, types and shardings of a state, to restore into."""
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rmt_jax.data import DataConfig
@@ -32,7 +32,7 @@ class ModelConfig:
     drop_path: float | None = None
     dtype: str = "bfloat16"
     remat: bool = False
-    architecture: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    architecture: Mapping[str, Any] = dataclasses.field(default_factory=dict, metadata={"fields_of": RMTConfig})
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16"):
@@ -142,20 +142,37 @@ def parse(values: Mapping[str, Any]) -> Config:
 
 def _build(default: Any, values: Mapping[str, Any], prefix: str) -> Any:
     """`default`, a dataclass, with `values` in place of its fields."""
+    fields = {field.name: field for field in dataclasses.fields(default)}
     hints = typing.get_type_hints(type(default))
-    changes = {}
+    changes: dict[str, Any] = {}
     for key, value in values.items():
-        if key not in hints:
-            nearest = difflib.get_close_matches(key, hints, n=1)
-            hint = f" Did you mean {prefix}{nearest[0]}?" if nearest else ""
-            raise ValueError(f"Unknown configuration key {prefix}{key}.{hint} Known: {', '.join(hints)}.")
-        if not dataclasses.is_dataclass(hints[key]):
-            changes[key] = _convert(hints[key], value, f"{prefix}{key}")
-        elif isinstance(value, Mapping):
+        _check_known(key, fields, prefix)
+        group = dataclasses.is_dataclass(hints[key]) or "fields_of" in fields[key].metadata
+        if group and not isinstance(value, Mapping):
+            raise ValueError(f"{prefix}{key} must be a group of keys, got {value!r}.")
+        if "fields_of" in fields[key].metadata:
+            changes[key] = _some_fields(fields[key].metadata["fields_of"], value, f"{prefix}{key}.")
+        elif group:
             changes[key] = _build(getattr(default, key), value, f"{prefix}{key}.")
         else:
-            raise ValueError(f"{prefix}{key} must be a group of keys, got {value!r}.")
+            changes[key] = _convert(hints[key], value, f"{prefix}{key}")
     return dataclasses.replace(default, **changes)
+
+
+def _some_fields(kind: type, values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Some fields of a dataclass that has no instance yet."""
+    hints = typing.get_type_hints(kind)
+    for key in values:
+        _check_known(key, hints, prefix)
+    return {key: _convert(hints[key], value, f"{prefix}{key}") for key, value in values.items()}
+
+
+def _check_known(key: str, known: Iterable[str], prefix: str) -> None:
+    known = list(known)
+    if key not in known:
+        nearest = difflib.get_close_matches(key, known, n=1)
+        hint = f" Did you mean {prefix}{nearest[0]}?" if nearest else ""
+        raise ValueError(f"Unknown configuration key {prefix}{key}.{hint} Known: {', '.join(known)}.")
 
 
 def _convert(hint: Any, value: Any, name: str) -> Any:
@@ -169,6 +186,10 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for option in options:
         origin, arguments = typing.get_origin(option) or option, typing.get_args(option)
+        if origin is typing.Literal:
+            if value in arguments:
+                return value
+            continue
         if origin is tuple and isinstance(value, list | tuple) and len(value) == len(arguments):
             return tuple(_convert(argument, item, name) for argument, item in zip(arguments, value, strict=True))
         if origin is float and type(value) in (int, float):

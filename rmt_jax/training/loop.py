@@ -106,7 +106,7 @@ def results(workdir: pathlib.Path) -> dict[str, dict[str, float]]:
         return {}
     rows = _result_rows(evaluations[-1], evaluations[-1]["epoch"], "final")
     for prefix, name in (("val", "raw"), ("val_ema", "EMA")):
-        best = max(evaluations, key=lambda row: row[f"{prefix}/top1"])
+        best = max(reversed(evaluations), key=lambda row: row[f"{prefix}/top1"])
         rows[f"best, {name}"] = _result_rows(best, best["epoch"], "best")[f"best, {name}"]
     return rows
 

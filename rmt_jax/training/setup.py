@@ -36,7 +36,7 @@ class Setup:
         learning_rates: one value an epoch, float64.
         abstract_state: shapes, types and shardings of the state.
         replicated_paths: arrays that the mesh should split but cannot.
-        init: compiled, () -> state at step 0.
+        init: () -> state at step 0.
         train_step: compiled, (state, batch) -> (state, metrics); the state is donated.
         predict_step: compiled, ({params, batch_stats}, batch) -> outputs, replicated.
         batch_sharding: of a batch.
@@ -158,7 +158,8 @@ def prepare(config: Config) -> Setup:
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
         ),
         replicated_paths=replicated_paths,
-        init=jax.jit(make_state, out_shardings=shardings),
+        # Not compiled: XLA takes minutes over one program that draws all weights, and seconds over one draw at a time.
+        init=lambda: jax.device_put(make_state(), shardings),
         train_step=jax.jit(
             train_step,
             in_shardings=(shardings, batch_sharding(mesh)),

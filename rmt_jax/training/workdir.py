@@ -37,7 +37,11 @@ def open_workdir(workdir: pathlib.Path, config: Config, *, write: bool) -> None:
     path = workdir / "config.json"
     new = json.loads(json.dumps(to_dict(config)))  # as it will be read back: tuples become lists
     if path.exists():
-        differences = list(_differences(json.loads(path.read_text()), new))
+        try:
+            old = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is damaged ({error}): mend it, or use another --workdir.") from error
+        differences = list(_differences(old, new))
         if differences:
             raise ValueError(
                 f"The workdir {workdir} holds a run of another configuration:\n  "

@@ -1,0 +1,44 @@
+"""Small real runs: the digits with a tiny model, data prepared once a session."""
+
+import pathlib
+
+import pytest
+
+from rmt_jax.data import prepare_digits
+
+REPOSITORY = pathlib.Path(__file__).parents[2]
+
+# Everything of RMT in 20,000 parameters: decomposed and full retention, layer scale, drop path.
+TINY = {
+    "depths": (1, 1, 1, 1),
+    "embed_dims": (8, 8, 16, 16),
+    "num_heads": (2, 2, 2, 2),
+    "proj_dim": 16,
+    "layer_scale": (None, None, 0.1, 0.1),
+}
+
+
+@pytest.fixture(scope="session")
+def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("tfds"))
+    prepare_digits(folder)
+    return folder
+
+
+def tiny_words(digits_dir: str) -> list[str]:
+    """Command-line words that make configs/digits.py a run of 2 epochs of 5 steps."""
+    return [
+        f"--config.data.dir={digits_dir}",
+        *(f"--config.model.architecture.{key}={value}" for key, value in TINY.items()),
+        "--config.batch_size=256",
+        "--config.reference_batch_size=256",
+        "--config.epochs=2",
+        "--config.eval_every_epochs=1",
+        "--config.ema_decay=0.5",
+        "--config.log_every_steps=2",
+    ]
+
+
+@pytest.fixture
+def words(digits_dir: str) -> list[str]:
+    return tiny_words(digits_dir)

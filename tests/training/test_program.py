@@ -1,0 +1,233 @@
+"""python main.py, run as a user runs it: real processes, real signals, real files."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from rmt_jax.training.metrics import read_metrics
+from tests.training.conftest import REPOSITORY, tiny_words
+
+STEPS_PER_EPOCH = 1437 // 256
+EPOCHS = 12
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """One device, and one compilation for all the processes that run the same program."""
+    cache = str(tmp_path_factory.mktemp("compiled"))
+    return os.environ | {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PLATFORMS": "cpu"}
+
+
+def start(workdir: pathlib.Path, words: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "main.py", "--workdir", str(workdir), *words]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Exit code, standard output, standard error."""
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def arrays(workdir: pathlib.Path, step: int, item: str) -> list[np.ndarray]:
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore(workdir.resolve() / "checkpoints" / str(step) / item)
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def steps(workdir: pathlib.Path) -> list[int]:
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def evaluations(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    return [row for row in read_metrics(workdir / "metrics.jsonl") if "val/top1" in row]
+
+
+@pytest.fixture
+def run_words(words: list[str]) -> list[str]:
+    return [*words, f"--config.epochs={EPOCHS}", "--config.eval_every_epochs=4"]
+
+
+@pytest.fixture(scope="session")
+def finished_run(
+    tmp_path_factory: pytest.TempPathFactory, digits_dir: str, environment: dict[str, str]
+) -> tuple[pathlib.Path, str]:
+    """The workdir and the output of a run from start to end."""
+    workdir = tmp_path_factory.mktemp("run") / "digits"
+    words = [*tiny_words(digits_dir), f"--config.epochs={EPOCHS}", "--config.eval_every_epochs=4"]
+    code, out, err = finish(start(workdir, words, environment))
+    assert code == 0, err
+    return workdir, out
+
+
+def test_a_finished_run_leaves_what_it_says(finished_run: tuple[pathlib.Path, str]) -> None:
+    workdir, out = finished_run
+    for name in (
+        "config.json",
+        "environment.json",
+        "metrics.jsonl",
+        "curves.png",
+        "predictions.png",
+        "checkpoints",
+        "tensorboard",
+    ):
+        assert (workdir / name).exists()
+        assert name in out
+    assert json.loads((workdir / "config.json").read_text())["epochs"] == EPOCHS
+    assert "final, EMA" in out
+    assert "\x1b" not in out  # no colours in a file
+    rows = read_metrics(workdir / "metrics.jsonl")
+    logged = [row["step"] for row in rows if "train/loss" in row]
+    assert logged == sorted(set(logged))
+    assert logged[-1] == EPOCHS * STEPS_PER_EPOCH
+    assert rows[0].keys() >= {"epoch", "train/loss", "train/top1", "train/lr", "train/grad_norm"}
+    assert [row["epoch"] for row in evaluations(workdir)] == [4, 8, 12]
+
+
+def test_last_checkpoints_and_the_best_one_are_kept(finished_run: tuple[pathlib.Path, str]) -> None:
+    workdir, _ = finished_run
+    best = max(reversed(evaluations(workdir)), key=lambda row: row["val_ema/top1"])["step"]
+    assert steps(workdir) == sorted({40, 60, best})
+
+
+def test_ctrl_c_saves_and_the_same_command_ends_with_the_same_bits(
+    finished_run: tuple[pathlib.Path, str],
+    tmp_path: pathlib.Path,
+    run_words: list[str],
+    environment: dict[str, str],
+) -> None:
+    whole, workdir, metrics = finished_run[0], tmp_path / "run", tmp_path / "run" / "metrics.jsonl"
+    process = start(workdir, run_words, environment)
+    while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) >= 3):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    code, out, err = finish(process)
+    assert code == 130, err
+    assert "The same command goes on from there" in out
+    saved = steps(workdir)[-1]
+    assert 6 <= saved < EPOCHS * STEPS_PER_EPOCH
+
+    code, out, err = finish(start(workdir, run_words, environment))
+    assert code == 0, err
+    assert f"resumes at step {saved}" in out
+    for item in ("model", "ema", "optimizer"):
+        ours, expected = arrays(workdir, 60, item), arrays(whole, 60, item)
+        assert len(ours) > 1
+        jax.tree.map(np.testing.assert_array_equal, ours, expected)
+    assert evaluations(workdir) == evaluations(whole)
+
+
+def test_a_complete_run_is_not_trained_again(
+    finished_run: tuple[pathlib.Path, str], run_words: list[str], environment: dict[str, str]
+) -> None:
+    before = (finished_run[0] / "metrics.jsonl").read_text()
+    code, out, err = finish(start(finished_run[0], run_words, environment))
+    assert code == 0, err
+    assert "complete already" in out
+    assert "final, EMA" in out
+    assert (finished_run[0] / "metrics.jsonl").read_text() == before
+
+
+def test_eval_mode_repeats_the_numbers(
+    finished_run: tuple[pathlib.Path, str], run_words: list[str], environment: dict[str, str]
+) -> None:
+    code, out, err = finish(start(finished_run[0], [*run_words, "--mode=eval"], environment))
+    assert code == 0, err
+    last = evaluations(finished_run[0])[-1]
+    row = next(line for line in out.splitlines() if "step 60, EMA" in line)
+    assert f"{last['val_ema/top1']:.2f}" in row
+    assert f"{last['val_ema/loss']:.4f}" in row
+
+
+def test_weights_of_another_run_and_a_head_that_does_not_fit(
+    finished_run: tuple[pathlib.Path, str], tmp_path: pathlib.Path, words: list[str], environment: dict[str, str]
+) -> None:
+    source = f"--config.init_from={finished_run[0]}"
+    code, out, err = finish(start(tmp_path / "same", [*words, source, "--mode=eval"], environment))
+    assert code == 0, err
+    assert f"{evaluations(finished_run[0])[-1]['val_ema/loss']:.4f}" in out
+
+    wider = "--config.model.architecture.proj_dim=24"
+    code, out, err = finish(start(tmp_path / "wider", [*words, source, wider, "--mode=eval"], environment))
+    assert code == 0, err
+    assert "fresh: head/kernel, norm/bias" in out
+
+    deeper = "--config.model.architecture.depths=(1,1,2,1)"
+    code, out, err = finish(start(tmp_path / "deeper", [*words, source, deeper], environment))
+    assert code == 2
+    assert "is of another model" in err
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_good_checkpoint(
+    tmp_path: pathlib.Path, words: list[str], environment: dict[str, str]
+) -> None:
+    # Epochs 0 and 1 run at the warm-up's learning rate, the third one at 1e30.
+    words = [
+        *words,
+        "--config.epochs=6",
+        "--config.schedule.warmup_epochs=1",
+        "--config.optimizer.learning_rate=1e30",
+    ]
+    code, _, err = finish(start(tmp_path, words, environment))
+    assert code == 1
+    assert "The loss of step 12 is" in err
+    assert "optimizer.clip_norm" in err
+    assert steps(tmp_path) == [5, 10]
+    assert all(np.isfinite(array).all() for array in arrays(tmp_path, 10, "model"))
+
+
+@pytest.fixture(scope="session")
+def jpeg_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """ImageNet's layout with pieces of two photographs: 16 JPEGs to train on, 6 to evaluate on."""
+    root = tmp_path_factory.mktemp("photographs")
+    rng = np.random.default_rng(0)
+    for name, photograph in zip(("temple", "flower"), load_sample_images().images, strict=True):
+        for split, count in (("train", 8), ("val", 3)):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                top, left = rng.integers(0, 427 - 120), rng.integers(0, 640 - 160)
+                piece = Image.fromarray(photograph[top : top + 120, left : left + 160])
+                piece.save(folder / f"{i}.JPEG", quality=90)
+    return root
+
+
+@pytest.mark.parametrize(
+    "name", ["rmt_t", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rmt_s", "rmt_b", "rmt_l"))]
+)
+def test_every_imagenet_config_trains_on_jpeg_files(
+    name: str, jpeg_folder: pathlib.Path, tmp_path: pathlib.Path, environment: dict[str, str]
+) -> None:
+    words = [
+        f"--config=configs/{name}.py",
+        "--config.data.name=folder",
+        f"--config.data.dir={jpeg_folder}",
+        "--config.data.eval_split=val",
+        "--config.data.image_size=64",
+        f"--config.data.num_workers={2 if name == 'rmt_t' else 0}",
+        "--config.batch_size=8",
+        "--config.epochs=1",
+        "--config.log_every_steps=1",
+    ]
+    code, _, err = finish(start(tmp_path, words, environment))
+    assert code == 0, err
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    assert len(losses) == 2
+    np.testing.assert_allclose(losses, np.log(2), atol=0.5)  # two classes, fresh weights
+    assert evaluations(tmp_path)[0]["val/top5"] == 100
+    shutil.rmtree(tmp_path / "checkpoints")  # gigabytes for the large models

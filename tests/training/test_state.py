@@ -1,0 +1,148 @@
+"""One optimiser step: pure, the same on any mesh, and with gradients gathered in parts."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rmt_jax.models import variant
+from rmt_jax.tasks import Classification
+from rmt_jax.training.optimizer import OptimizerConfig, make_optimizer
+from rmt_jax.training.sharding import MeshConfig, batch_sharding, make_mesh, replicated, state_sharding
+from rmt_jax.training.state import State, init_state, make_train_step, model_graphs
+from tests.training.conftest import TINY
+
+# Adam moves a parameter by the learning rate whatever the size of its gradient, so parameters whose gradient is
+# rounding noise would be compared at the size of the step. Epsilon 1 makes the step proportional to the gradient.
+OPTIMIZER = make_optimizer(OptimizerConfig(epsilon=1.0), 0.1)
+
+
+def task(drop_path: float = 0.0) -> Classification:
+    model = variant("rmt_nano", **TINY, num_classes=10, drop_path=drop_path)
+    half = (0.5, 0.5, 0.5)
+    return Classification(model=model, dtype="float32", mean=half, std=half, label_smoothing=0.1)
+
+
+def batch(size: int, seed: int = 0) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(seed)
+    return {
+        "image": jnp.asarray(rng.integers(0, 256, (size, 32, 32, 3)), jnp.uint8),
+        "label": jnp.asarray(rng.integers(0, 10, size), jnp.int32),
+    }
+
+
+@functools.cache
+def compiled_step(task: Classification, mesh: MeshConfig | None, grad_accum_steps: int) -> tuple[Callable, Any]:
+    """The jitted step and where its state belongs: on a mesh over all devices, or on one device."""
+    step = make_train_step(
+        task, model_graphs(task)[0], OPTIMIZER, seed=0, ema_decay=0.9, grad_accum_steps=grad_accum_steps
+    )
+    if mesh is None:
+        return jax.jit(step), jax.devices()[0]
+    devices = make_mesh(mesh)
+    shardings, _ = state_sharding(devices, jax.eval_shape(lambda: init_state(task, OPTIMIZER, 0)))
+    step = jax.jit(
+        step,
+        in_shardings=(shardings, batch_sharding(devices)),
+        out_shardings=(shardings, replicated(devices)),
+        donate_argnums=0,
+    )
+    return step, shardings
+
+
+def run(
+    task: Classification,
+    batches: list[dict[str, jax.Array]],
+    mesh: MeshConfig | None = None,
+    grad_accum_steps: int = 1,
+) -> tuple[State, list[float]]:
+    """Final state and losses of one step for each batch."""
+    step, place = compiled_step(task, mesh, grad_accum_steps)
+    state, losses = jax.device_put(init_state(task, OPTIMIZER, 0), place), []
+    for item in batches:
+        state, metrics = step(state, item)
+        losses.append(float(metrics["loss"]))
+    return jax.device_get(state), losses
+
+
+def assert_close(ours: Any, expected: Any, rtol: float = 1e-5) -> None:
+    """Every array to rtol of its own largest magnitude, or of 1."""
+    for (path, a), b in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(expected), strict=True):
+        scale = max(1.0, float(np.max(np.abs(b))))
+        np.testing.assert_allclose(a, b, rtol=0, atol=rtol * scale, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.fixture(scope="module")
+def one_device() -> tuple[State, list[float]]:
+    return run(task(drop_path=0.3), [batch(16, seed) for seed in range(3)])
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(8, 1), MeshConfig(2, 4)], ids=["8x1", "2x4"])
+def test_same_numbers_on_every_mesh(mesh: MeshConfig, one_device: tuple[State, list[float]]) -> None:
+    state, losses = run(task(drop_path=0.3), [batch(16, seed) for seed in range(3)], mesh)
+    np.testing.assert_allclose(losses, one_device[1], rtol=1e-5)
+    assert_close(state, one_device[0])
+
+
+def test_same_seed_same_bits(one_device: tuple[State, list[float]]) -> None:
+    state, losses = run(task(drop_path=0.3), [batch(16, seed) for seed in range(3)])
+    assert losses == one_device[1]
+    jax.tree.map(np.testing.assert_array_equal, state, one_device[0])
+
+
+def test_fsdp_splits_kernels_that_divide_and_names_those_that_do_not() -> None:
+    mesh = make_mesh(MeshConfig(2, 4))
+    state = {"params": {"a": {"kernel": jnp.zeros((6, 8)), "bias": jnp.zeros(8)}, "b": {"kernel": jnp.zeros((3, 5))}}}
+    shardings, whole = state_sharding(mesh, state)
+    assert shardings["params"]["a"]["kernel"].spec == jax.P(None, "fsdp")
+    assert shardings["params"]["a"]["bias"].is_fully_replicated
+    assert shardings["params"]["b"]["kernel"].is_fully_replicated
+    assert whole == ["params/b/kernel"]
+
+
+@pytest.mark.parametrize("config", [MeshConfig(3, 1), MeshConfig(-1, 3), MeshConfig(-1, -1), MeshConfig(0, -1)])
+def test_mesh_that_does_not_fit(config: MeshConfig) -> None:
+    with pytest.raises(ValueError, match=r"do not make 8 device\(s\). Use mesh.data=-1"):
+        make_mesh(config)
+
+
+def test_accumulated_gradients_are_the_mean_of_the_parts() -> None:
+    # Two equal parts: each sees the BatchNorm statistics that the whole has, so one step must move the same.
+    half = batch(8)
+    twice = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), half)
+    in_parts, losses = run(task(), [twice], grad_accum_steps=2)
+    whole, expected = run(task(), [half])
+    np.testing.assert_allclose(losses, expected, rtol=1e-6)
+    assert_close(in_parts["params"], whole["params"])
+
+
+def test_accumulation_moves_batch_norm_once_for_each_part() -> None:
+    half = batch(8)
+    twice = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), half)
+    in_parts, _ = run(task(), [twice], grad_accum_steps=2)
+    start = init_state(task(), OPTIMIZER, 0)["batch_stats"]["backbone"]["patch_embed"]["proj"][1]["mean"]
+    once = run(task(), [half])[0]["batch_stats"]["backbone"]["patch_embed"]["proj"][1]["mean"]
+    moved = in_parts["batch_stats"]["backbone"]["patch_embed"]["proj"][1]["mean"]
+    np.testing.assert_allclose(moved - start, 1.9 * (once - start), rtol=1e-4)  # 1 - 0.9^2 = 1.9 * (1 - 0.9)
+
+
+def test_moving_average_follows_parameters_and_statistics() -> None:
+    start = init_state(task(), OPTIMIZER, 0)
+    state, _ = run(task(), [batch(8)])
+    for part in ("params", "batch_stats"):
+        expected = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, jax.device_get(start[part]), state[part])
+        assert_close(state["ema"][part], expected, rtol=1e-6)
+
+
+def test_graphs_differ_in_mode_only() -> None:
+    small = task(drop_path=0.3)
+    state = init_state(small, OPTIMIZER, 0)
+    training, evaluation = (nnx.merge(graph, state["params"], state["batch_stats"]) for graph in model_graphs(small))
+    assert not training.deterministic
+    assert evaluation.deterministic
+    assert evaluation.norm.use_running_average
