@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from rmt_jax.convert import flat_paths, from_torch, relpos_constants, to_torch, torch_key
-from rmt_jax.models import Classifier, create_model, variant
+from rmt_jax.models import Classifier, abstract_model, create_model, variant
 from rmt_jax.tasks.classification import AUX_LOSS_WEIGHT, cross_entropy
 from rmt_jax.training.optimizer import OptimizerConfig, decay_mask, make_optimizer, update_ema
 from rmt_jax.training.schedule import ScheduleConfig, learning_rates
@@ -52,7 +52,7 @@ def meta(fixture: str) -> dict[str, Any]:
 
 def golden_model(name: str) -> Classifier:
     """A model without drop path, in training mode, with the weights that the fixtures were recorded with."""
-    abstract = nnx.eval_shape(lambda: create_model(name, drop_path=0.0))
+    abstract = abstract_model(lambda rngs: create_model(name, drop_path=0.0, rngs=rngs))
     graph, state = nnx.split(abstract)
     model = nnx.merge(graph, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state))
     from_torch(golden.state_dict(name), model)
@@ -278,7 +278,7 @@ def learning_rate_rows() -> Iterator[Row]:
 
 def no_decay_keys() -> set[str]:
     """Upstream's keys of the parameters of rmt_t that our rules do not decay."""
-    _, params, _ = split_model(nnx.eval_shape(lambda: create_model("rmt_t")))
+    _, params, _ = split_model(abstract_model(lambda rngs: create_model("rmt_t", rngs=rngs)))
     return {torch_key(path) for path, decays in flat_paths(decay_mask(params)) if not decays}
 
 

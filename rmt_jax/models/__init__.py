@@ -1,8 +1,17 @@
 """RMT models as Flax NNX modules."""
 
 from rmt_jax.models.classifier import Classifier
-from rmt_jax.models.factory import create_model
+from rmt_jax.models.factory import abstract_model, create_model
 from rmt_jax.models.rmt import Backbone, FeatureInfo
 from rmt_jax.models.variants import RMTConfig, list_models, variant
 
-__all__ = ["Backbone", "Classifier", "FeatureInfo", "RMTConfig", "create_model", "list_models", "variant"]
+__all__ = [
+    "Backbone",
+    "Classifier",
+    "FeatureInfo",
+    "RMTConfig",
+    "abstract_model",
+    "create_model",
+    "list_models",
+    "variant",
+]

@@ -1,13 +1,17 @@
 """Models by name."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
 from rmt_jax.models.classifier import Classifier
 from rmt_jax.models.variants import variant
+
+Model = TypeVar("Model", bound=nnx.Module)
 
 
 def create_model(
@@ -38,4 +42,20 @@ def create_model(
     dtype = jnp.dtype(dtype)
     if dtype not in (jnp.float32, jnp.bfloat16):
         raise ValueError(f"dtype must be float32 or bfloat16, got {dtype}.")
-    return Classifier(config, dtype=dtype, rngs=rngs or nnx.Rngs(0))
+    return Classifier(config, dtype=dtype, rngs=nnx.Rngs(0) if rngs is None else rngs)
+
+
+def abstract_model(build: Callable[[nnx.Rngs], Model]) -> Model:
+    """The model that `build` makes, with shapes and types in the place of arrays; nothing is computed.
+
+    Args:
+        build: makes a model from rngs, such as lambda rngs: create_model("rmt_l", rngs=rngs).
+    """
+    return nnx.eval_shape(lambda: build(_OneKey()))
+
+
+class _OneKey(nnx.Rngs):
+    """The same key for every draw: nothing is drawn under `eval_shape`, and nnx.Rngs takes quadratic time there."""
+
+    def params(self) -> jax.Array:
+        return jax.random.key(0)

@@ -6,7 +6,6 @@ import pathlib
 import time
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from rich.console import Console
 
@@ -19,7 +18,7 @@ from rmt_jax.training.interrupt import StopRequest
 from rmt_jax.training.metrics import MetricsWriter, read_metrics
 from rmt_jax.training.report import Progress, log, print_results, print_summary
 from rmt_jax.training.setup import Setup, prepare
-from rmt_jax.training.state import State, split_model
+from rmt_jax.training.state import State
 from rmt_jax.training.steplog import StepLog
 from rmt_jax.training.workdir import open_workdir
 
@@ -158,17 +157,13 @@ def _fit(
 
 def _initial_state(setup: Setup) -> State:
     """Fresh weights, or those of `init_from` with a fresh optimiser."""
-    state = setup.init()
+    # Drawn op by op: XLA takes minutes over one program that draws all weights, and seconds over the single draws.
+    model = setup.task.init_model(nnx.Rngs(setup.config.seed))
     source = setup.config.init_from
-    if source is None:
-        return state
-    model = nnx.merge(setup.graph, state["params"], state["batch_stats"])
-    fresh = load_weights(model, pathlib.Path(source))
-    log(f"Weights from {source}" + (f"; fresh: {', '.join(fresh)}" if fresh else ""), console=_console())
-    _, params, batch_stats = split_model(model)
-    weights = {"params": params, "batch_stats": batch_stats}
-    state |= weights | {"ema": jax.tree.map(jnp.copy, weights)}
-    return jax.tree.map(lambda leaf, abstract: jax.device_put(leaf, abstract.sharding), state, setup.abstract_state)
+    if source is not None:
+        fresh = load_weights(model, pathlib.Path(source))
+        log(f"Weights from {source}" + (f"; fresh: {', '.join(fresh)}" if fresh else ""), console=_console())
+    return setup.init(model)
 
 
 def _evaluate(setup: Setup, state: State) -> dict[str, float]:

@@ -13,13 +13,22 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
 from rmt_jax.data import EvalLoader, TrainLoader, open_source
+from rmt_jax.models import abstract_model
 from rmt_jax.models.flops import count_flops
 from rmt_jax.tasks import Classification
 from rmt_jax.training.config import Config
 from rmt_jax.training.optimizer import make_optimizer
 from rmt_jax.training.schedule import learning_rates
 from rmt_jax.training.sharding import batch_sharding, make_mesh, replicated, state_sharding
-from rmt_jax.training.state import State, Tree, init_state, make_predict_step, make_train_step, model_graphs
+from rmt_jax.training.state import (
+    State,
+    Tree,
+    init_state,
+    make_predict_step,
+    make_train_step,
+    model_graphs,
+    split_model,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +39,12 @@ class Setup:
         config: what it was made from.
         mesh: all devices.
         task: model, loss, metric.
-        graph: of the model in training mode.
         train_loader: batches of this process.
         eval_loader: batches of this process.
         learning_rates: one value an epoch, float64.
         abstract_state: shapes, types and shardings of the state.
         replicated_paths: arrays that the mesh should split but cannot.
-        init: () -> state at step 0.
+        init: model -> state at step 0, on the mesh.
         train_step: compiled, (state, batch) -> (state, metrics); the state is donated.
         predict_step: compiled, ({params, batch_stats}, batch) -> outputs, replicated.
         batch_sharding: of a batch.
@@ -45,13 +53,12 @@ class Setup:
     config: Config
     mesh: Mesh
     task: Classification
-    graph: nnx.GraphDef
     train_loader: TrainLoader
     eval_loader: EvalLoader
     learning_rates: np.ndarray
     abstract_state: State
     replicated_paths: list[str]
-    init: Callable[[], State]
+    init: Callable[[nnx.Module], State]
     train_step: Callable[[State, Mapping[str, Array]], tuple[State, dict[str, Array]]]
     predict_step: Callable[[Tree, Mapping[str, Array]], dict[str, Array]]
     batch_sharding: NamedSharding
@@ -135,8 +142,9 @@ def prepare(config: Config) -> Setup:
     optimizer = make_optimizer(config.optimizer, lambda step: table[step // steps_per_epoch])
     train_graph, eval_graph = model_graphs(task)
 
-    make_state = functools.partial(init_state, task, optimizer, config.seed)
-    shapes = jax.eval_shape(make_state)
+    make_state = functools.partial(init_state, optimizer=optimizer)
+    _, *weights = split_model(abstract_model(task.init_model))
+    shapes = jax.eval_shape(make_state, *weights)
     shardings, replicated_paths = state_sharding(mesh, shapes)
     train_step = make_train_step(
         task,
@@ -150,7 +158,6 @@ def prepare(config: Config) -> Setup:
         config=config,
         mesh=mesh,
         task=task,
-        graph=train_graph,
         train_loader=train_loader,
         eval_loader=eval_loader,
         learning_rates=rates,
@@ -158,8 +165,7 @@ def prepare(config: Config) -> Setup:
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
         ),
         replicated_paths=replicated_paths,
-        # Not compiled: XLA takes minutes over one program that draws all weights, and seconds over one draw at a time.
-        init=lambda: jax.device_put(make_state(), shardings),
+        init=lambda model: jax.device_put(make_state(*split_model(model)[1:]), shardings),
         train_step=jax.jit(
             train_step,
             in_shardings=(shardings, batch_sharding(mesh)),

@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 from jax import Array
 
+from rmt_jax.models import abstract_model
 from rmt_jax.tasks import Task
 from rmt_jax.training.optimizer import update_ema
 
@@ -26,15 +27,14 @@ def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, Tree, Tree]:
 
 def model_graphs(task: Task) -> tuple[nnx.GraphDef, nnx.GraphDef]:
     """The model's graph in training mode and in evaluation mode; no weights are made."""
-    model = nnx.eval_shape(lambda: task.init_model(nnx.Rngs(0)))
+    model = abstract_model(task.init_model)
     training = split_model(model)[0]
     model.eval()
     return training, split_model(model)[0]
 
 
-def init_state(task: Task, optimizer: optax.GradientTransformation, seed: int) -> State:
+def init_state(params: Tree, batch_stats: Tree, optimizer: optax.GradientTransformation) -> State:
     """The state at step 0; the moving average starts as a copy of the weights."""
-    _, params, batch_stats = split_model(task.init_model(nnx.Rngs(seed)))
     return {
         "step": jnp.zeros((), jnp.int32),
         "params": params,

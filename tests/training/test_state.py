@@ -14,7 +14,7 @@ from rmt_jax.models import variant
 from rmt_jax.tasks import Classification
 from rmt_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rmt_jax.training.sharding import MeshConfig, batch_sharding, make_mesh, replicated, state_sharding
-from rmt_jax.training.state import State, init_state, make_train_step, model_graphs
+from rmt_jax.training.state import State, init_state, make_train_step, model_graphs, split_model
 from tests.training.conftest import TINY
 
 # Adam moves a parameter by the learning rate whatever the size of its gradient, so parameters whose gradient is
@@ -36,6 +36,11 @@ def batch(size: int, seed: int = 0) -> dict[str, jax.Array]:
     }
 
 
+def fresh_state(task: Classification) -> State:
+    _, params, batch_stats = split_model(task.init_model(nnx.Rngs(0)))
+    return init_state(params, batch_stats, OPTIMIZER)
+
+
 @functools.cache
 def compiled_step(task: Classification, mesh: MeshConfig | None, grad_accum_steps: int) -> tuple[Callable, Any]:
     """The jitted step and where its state belongs: on a mesh over all devices, or on one device."""
@@ -45,7 +50,7 @@ def compiled_step(task: Classification, mesh: MeshConfig | None, grad_accum_step
     if mesh is None:
         return jax.jit(step), jax.devices()[0]
     devices = make_mesh(mesh)
-    shardings, _ = state_sharding(devices, jax.eval_shape(lambda: init_state(task, OPTIMIZER, 0)))
+    shardings, _ = state_sharding(devices, fresh_state(task))
     step = jax.jit(
         step,
         in_shardings=(shardings, batch_sharding(devices)),
@@ -63,7 +68,7 @@ def run(
 ) -> tuple[State, list[float]]:
     """Final state and losses of one step for each batch."""
     step, place = compiled_step(task, mesh, grad_accum_steps)
-    state, losses = jax.device_put(init_state(task, OPTIMIZER, 0), place), []
+    state, losses = jax.device_put(fresh_state(task), place), []
     for item in batches:
         state, metrics = step(state, item)
         losses.append(float(metrics["loss"]))
@@ -125,14 +130,14 @@ def test_accumulation_moves_batch_norm_once_for_each_part() -> None:
     half = batch(8)
     twice = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), half)
     in_parts, _ = run(task(), [twice], grad_accum_steps=2)
-    start = init_state(task(), OPTIMIZER, 0)["batch_stats"]["backbone"]["patch_embed"]["proj"][1]["mean"]
+    start = fresh_state(task())["batch_stats"]["backbone"]["patch_embed"]["proj"][1]["mean"]
     once = run(task(), [half])[0]["batch_stats"]["backbone"]["patch_embed"]["proj"][1]["mean"]
     moved = in_parts["batch_stats"]["backbone"]["patch_embed"]["proj"][1]["mean"]
     np.testing.assert_allclose(moved - start, 1.9 * (once - start), rtol=1e-4)  # 1 - 0.9^2 = 1.9 * (1 - 0.9)
 
 
 def test_moving_average_follows_parameters_and_statistics() -> None:
-    start = init_state(task(), OPTIMIZER, 0)
+    start = fresh_state(task())
     state, _ = run(task(), [batch(8)])
     for part in ("params", "batch_stats"):
         expected = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, jax.device_get(start[part]), state[part])
@@ -141,7 +146,7 @@ def test_moving_average_follows_parameters_and_statistics() -> None:
 
 def test_graphs_differ_in_mode_only() -> None:
     small = task(drop_path=0.3)
-    state = init_state(small, OPTIMIZER, 0)
+    state = fresh_state(small)
     training, evaluation = (nnx.merge(graph, state["params"], state["batch_stats"]) for graph in model_graphs(small))
     assert not training.deterministic
     assert evaluation.deterministic
