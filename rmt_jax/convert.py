@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -53,8 +54,11 @@ def model_arrays(model: nnx.Module) -> dict[str, Any]:
 
 
 def to_torch(tree: Mapping[Any, Any]) -> dict[str, np.ndarray]:
-    """Our arrays (parameters, statistics, gradients or moments) under upstream's names and in its layout."""
-    return {torch_key(path): _to_torch_layout(path, np.asarray(leaf)) for path, leaf in flat_paths(tree)}
+    """Our arrays (parameters, statistics, gradients or moments) under upstream's names and in its layout, as copies."""
+    return {
+        torch_key(path): np.array(_to_torch_layout(path, np.asarray(leaf)), order="C")
+        for path, leaf in flat_paths(tree)
+    }
 
 
 def from_torch(state_dict: Mapping[str, np.ndarray], model: Classifier) -> None:
@@ -140,6 +144,6 @@ def _map_leaves(tree: Mapping[Any, Any], values: Mapping[str, np.ndarray], prefi
     return {
         key: _map_leaves(value, values, f"{prefix}{key}/")
         if isinstance(value, Mapping)
-        else values[f"{prefix}{key}"].astype(value.dtype)
+        else jnp.asarray(values[f"{prefix}{key}"], value.dtype)
         for key, value in tree.items()
     }

@@ -1,4 +1,4 @@
-"""One strict session for all tests: eight virtual CPU devices, no silent type promotion."""
+"""One session for all tests: eight virtual CPU devices, products in full float32."""
 
 import os
 

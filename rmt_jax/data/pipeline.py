@@ -1,7 +1,7 @@
 """Batches from an image source, by Grain: the batch of a step depends on the seed and the step, on nothing else."""
 
 import functools
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 
 import grain
 import numpy as np
@@ -124,7 +124,7 @@ class EvalLoader:
     def __len__(self) -> int:
         return (len(self.source) + self.batch_size - 1) // self.batch_size
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         """Yields "image" and "label" as in training, "mask" bool [local_batch], "index" int32 [local_batch]."""
         return _iterate(self._load, len(self), self.local_batch_size, self.config)
 

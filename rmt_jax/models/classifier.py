@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
 from rmt_jax.models.layers import BatchNorm, linear
-from rmt_jax.models.rmt import MIN_SIZE, MIX_SCALE, Backbone, Map, Output
+from rmt_jax.models.rmt import Backbone, Images, Map, Output
 from rmt_jax.models.variants import RMTConfig
 from rmt_jax.ops import swap_box
 
@@ -33,7 +33,7 @@ class Classifier(nnx.Module):
         self.deterministic = False  # model.eval() sets it: inference output
 
     def __call__(
-        self, images: Array, *, rngs: nnx.Rngs | None = None, mix_box: Int[Array, "4"] | None = None
+        self, images: Images, *, rngs: nnx.Rngs | None = None, mix_box: Int[Array, "4"] | None = None
     ) -> Logits | tuple[Logits, AuxLogits]:
         """Logits; of a starred model in training mode, (logits, logits of every token).
 
@@ -52,8 +52,11 @@ class Classifier(nnx.Module):
         Raises:
             ValueError: images of another shape or type; no rngs where drop path needs them; a box where none works.
         """
-        if mix_box is not None:
-            self._check_mix_box(images)
+        if mix_box is not None and (self.aux_head is None or self.deterministic):
+            raise ValueError(
+                "mix_box needs a token-labelled model (rmt_s_star, rmt_b_star, rmt_l_star) in training mode; this one "
+                + ("has no aux_head." if self.aux_head is None else "is in evaluation mode: call model.train().")
+            )
         x = self.backbone(images, rngs=rngs, mix_box=mix_box)[-1]
         taps = self._taps(x)
         logits = self._pooled_logits(taps["activation"])
@@ -64,7 +67,7 @@ class Classifier(nnx.Module):
             return logits + 0.5 * aux.max(axis=(1, 2))
         return logits, aux if mix_box is None else swap_box(aux, mix_box)
 
-    def forward_features(self, images: Array, *, rngs: nnx.Rngs | None = None) -> Output:
+    def forward_features(self, images: Images, *, rngs: nnx.Rngs | None = None) -> Output:
         """Unpooled features: the last stage's output, [batch height/32 width/32 channels]."""
         return self.backbone(images, rngs=rngs)[-1]
 
@@ -81,13 +84,7 @@ class Classifier(nnx.Module):
     def _pooled_logits(self, x: Map) -> Logits:
         return self.head(x.mean(axis=(1, 2))).astype(jnp.float32)
 
-    def _check_mix_box(self, images: Array) -> None:
-        if self.aux_head is None:
-            raise ValueError(
-                "mix_box needs a token-labelled model (rmt_s_star, rmt_b_star, rmt_l_star): this one has no aux_head."
-            )
-        if images.shape[1] % MIN_SIZE or images.shape[2] % MIN_SIZE:
-            raise ValueError(
-                f"mix_box exchanges {MIX_SCALE}x{MIX_SCALE} stem positions for each token, which needs heights and "
-                f"widths that are multiples of {MIN_SIZE}; got images of {images.shape[1]}x{images.shape[2]}."
-            )
+    def set_view(self, *, deterministic: bool | None = None) -> None:
+        """What `nnx.view` may change."""
+        if deterministic is not None:
+            self.deterministic = deterministic

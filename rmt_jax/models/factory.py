@@ -39,10 +39,9 @@ def create_model(
     if drop_path is not None:
         overrides["drop_path"] = drop_path
     config = variant(name, num_classes=num_classes, **overrides)
-    dtype = jnp.dtype(dtype)
-    if dtype not in (jnp.float32, jnp.bfloat16):
+    if dtype not in (jnp.float32, jnp.bfloat16, "float32", "bfloat16"):
         raise ValueError(f"dtype must be float32 or bfloat16, got {dtype}.")
-    return Classifier(config, dtype=dtype, rngs=nnx.Rngs(0) if rngs is None else rngs)
+    return Classifier(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0) if rngs is None else rngs)
 
 
 def abstract_model(build: Callable[[nnx.Rngs], Model]) -> Model:

@@ -87,6 +87,11 @@ class BatchNorm(nnx.Module):
         self.epsilon, self.momentum, self.dtype = epsilon, momentum, dtype
         self.use_running_average = False
 
+    def set_view(self, *, use_running_average: bool | None = None) -> None:
+        """What `nnx.view` may change."""
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
     def __call__(self, x: Map) -> Map:
         """[batch height width channels] -> the same shape; in training mode the running statistics move in place.
 
@@ -126,4 +131,4 @@ class DropPath(nnx.Module):
             return x
         keep = 1 - self.rate
         mask = jax.random.bernoulli(key, keep, (x.shape[0], 1, 1, 1))
-        return jnp.where(mask, x / jnp.asarray(keep, x.dtype), jnp.zeros((), x.dtype))
+        return jnp.where(mask, x.astype(jnp.float32) / keep, 0).astype(x.dtype)

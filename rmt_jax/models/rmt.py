@@ -28,6 +28,7 @@ from rmt_jax.ops import (
     swap_box,
 )
 
+Images = Array | np.ndarray  # checked by check_images, with errors for users
 Map = Float[Array, "batch height width channels"]
 Output = Float[Array, "batch _ _ _"]  # a map of another size
 
@@ -204,13 +205,18 @@ class Backbone(nnx.Module):
         self.config, self.dtype = config, dtype
         self.deterministic = False  # model.eval() sets it: no drop path
 
+    def set_view(self, *, deterministic: bool | None = None) -> None:
+        """What `nnx.view` may change."""
+        if deterministic is not None:
+            self.deterministic = deterministic
+
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
         """Channels and stride of each map."""
         return tuple(FeatureInfo(dim, 4 * 2**stage) for stage, dim in enumerate(self.config.embed_dims))
 
     def __call__(
-        self, images: Array, *, rngs: nnx.Rngs | None = None, mix_box: Int[Array, "4"] | None = None
+        self, images: Images, *, rngs: nnx.Rngs | None = None, mix_box: Int[Array, "4"] | None = None
     ) -> tuple[Output, ...]:
         """The four maps, each a stage's output before the downsampling that follows it.
 
@@ -223,8 +229,13 @@ class Backbone(nnx.Module):
             ValueError: images of another shape or type, or no rngs where drop path needs them.
         """
         check_images(images)
+        if mix_box is not None and (images.shape[1] % MIN_SIZE or images.shape[2] % MIN_SIZE):
+            raise ValueError(
+                f"mix_box exchanges {MIX_SCALE}x{MIX_SCALE} stem positions for each token, which needs heights and "
+                f"widths that are multiples of {MIN_SIZE}; got images of {images.shape[1]}x{images.shape[2]}."
+            )
         keys = self._drop_path_keys(rngs)
-        x = self.patch_embed(images.astype(self.dtype))
+        x = self.patch_embed(jnp.asarray(images, self.dtype))
         if mix_box is not None:
             x = swap_box(x, mix_box * MIX_SCALE)
         maps = []
@@ -248,7 +259,7 @@ class Backbone(nnx.Module):
         return jnp.split(keys, np.cumsum(self.config.depths)[:-1])
 
 
-def check_images(images: Array) -> None:
+def check_images(images: Images) -> None:
     """Raise ValueError unless images are [batch height width 3] floats of at least 32x32 pixels."""
     expected = f"[batch height width 3] floats of at least {MIN_SIZE}x{MIN_SIZE} pixels"
     shape, dtype = np.shape(images), jnp.result_type(images)

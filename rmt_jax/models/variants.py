@@ -48,24 +48,35 @@ class RMTConfig:
     def __post_init__(self) -> None:
         """Raises ValueError for numbers that make no model."""
         for field in ("embed_dims", "depths", "num_heads", "mlp_ratios", "decay_spans", "decomposed", "layer_scale"):
-            value = tuple(getattr(self, field))
+            value = getattr(self, field)
+            if not isinstance(value, list | tuple):
+                raise ValueError(f"{field} needs one entry for each of the four stages, got {value!r}.")
+            value = tuple(value)
             object.__setattr__(self, field, value)
             if len(value) != 4:
                 raise ValueError(f"{field} needs one entry for each of the four stages, got {value}.")
+        for name in ("embed_dims", "depths", "num_heads", "proj_dim", "num_classes"):
+            value = getattr(self, name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if not all(isinstance(number, int) and number > 0 for number in numbers):
+                raise ValueError(f"{name} must be positive whole numbers, got {value}.")
         for stage, (dim, heads) in enumerate(zip(self.embed_dims, self.num_heads, strict=True), 1):
-            if heads < 1 or dim % (2 * heads):
+            if dim % (2 * heads):
                 raise ValueError(
                     f"Stage {stage}: {dim} channels cannot be split into {heads} heads of an even number of channels "
                     f"(rotary phases turn pairs). Choose embed_dims as a multiple of 2 * num_heads."
                 )
-        if min(self.depths) < 1:
-            raise ValueError(f"Every stage needs at least one block, got depths {self.depths}.")
+        if min(self.mlp_ratios) <= 0:
+            raise ValueError(f"mlp_ratios must be positive, got {self.mlp_ratios}.")
+        if self.decay_start <= 0 or min(self.decay_spans) < 0:
+            raise ValueError(
+                f"Decays gamma = 1 - 2 ** (-decay_start - span * i / N) need decay_start > 0 and decay_spans >= 0, got "
+                f"{self.decay_start} and {self.decay_spans}."
+            )
         if self.embed_dims[0] % 2:
             raise ValueError(f"The stem works at half of embed_dims[0], which must be even, got {self.embed_dims[0]}.")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path is a probability in [0, 1), got {self.drop_path}.")
-        if self.num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {self.num_classes}.")
         if self.aux_tap not in get_args(AuxTap):
             raise ValueError(f"aux_tap must be one of {get_args(AuxTap)}, got {self.aux_tap!r}.")
 

@@ -23,7 +23,12 @@ def depthwise_conv2d(x: Map, kernel: Kernel) -> Map:
 
     Returns:
         A map of x's shape and type. `reference.depthwise_conv2d` is the specification.
+
+    Raises:
+        ValueError: an even kernel, which has no middle.
     """
+    if not kernel.shape[0] % 2 or not kernel.shape[1] % 2:
+        raise ValueError(f"depthwise_conv2d needs odd kernel sizes, got {kernel.shape[0]}x{kernel.shape[1]}.")
     total = sum(
         window.astype(jnp.float32) * kernel[i, j, 0].astype(jnp.float32) for i, j, window in _windows(x, kernel)
     )

@@ -23,7 +23,7 @@ def retention(
 
 def rotate(x: Float[Array, "*tokens dim"], phase: Float[Array, "*phase_tokens pairs"]) -> Float[Array, "*tokens dim"]:
     """Turn each pair (x0, x1) of neighbouring channels by its phase: the parts of (x0 + i x1) e^(i phase)."""
-    turned = jax.lax.complex(x[..., 0::2], x[..., 1::2]) * jnp.exp(1j * phase)
+    turned = jax.lax.complex(x[..., 0::2], x[..., 1::2]) * jax.lax.complex(jnp.cos(phase), jnp.sin(phase))
     return jnp.stack([turned.real, turned.imag], axis=-1).reshape(x.shape).astype(x.dtype)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from rmt_jax.convert import flat_paths
+from rmt_jax.convert import flat_paths, model_arrays
 from rmt_jax.training.config import CheckpointConfig
 from rmt_jax.training.state import State, Tree
 
@@ -84,7 +84,7 @@ def load_weights(model: nnx.Module, workdir: pathlib.Path) -> list[str]:
         step = manager.latest_step()
         saved = manager.restore(step, args=ocp.args.Composite(ema=ocp.args.StandardRestore()))["ema"]
     arrays = {path: leaf for part in saved.values() for path, leaf in flat_paths(part)}
-    tree = nnx.to_pure_dict(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
+    tree = model_arrays(model)
     unfit = [path for path, leaf in flat_paths(tree) if path not in arrays or arrays[path].shape != leaf.shape]
     backbone = [path for path in unfit if path.startswith("backbone/")]
     if backbone:

@@ -1,11 +1,11 @@
 """What a person sees while training: a summary first, then the progress, a table of results at the end.
 
-Everything prints through a `rich.console.Console`. Of several processes only the first should be heard: the others pass
-`Console(quiet=True)` and call the same functions.
+Everything prints through a `rich.console.Console`; of several processes only the first is heard.
 """
 
 import contextlib
 import datetime
+import functools
 import math
 import pathlib
 import time
@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, SupportsFloat
 
+import jax
 from rich import box
 from rich.console import Console, Group
 from rich.live import Live
@@ -36,8 +37,6 @@ WORKDIR_FILES = {
 _HEADINGS = {"top1": "top-1 (%)", "top5": "top-5 (%)"}
 _DECIMALS = {"epoch": 0, "loss": 4}
 
-_console = Console()
-
 
 def print_summary(title: str, rows: Mapping[str, str], *, console: Console | None = None) -> None:
     """Prints what is about to be trained, one `name  value` row each; long values wrap inside their column."""
@@ -46,7 +45,7 @@ def print_summary(title: str, rows: Mapping[str, str], *, console: Console | Non
     table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(Text(name), Text(value))
-    (console or _console).print(table)
+    (console or _default_console()).print(table)
 
 
 def print_results(
@@ -62,7 +61,7 @@ def print_results(
     rows: one result a row, such as {"final": {"top1": 98.3, "loss": 0.08, "epoch": 60}, "best, EMA": ...}; top1 and
     top5 in percent. seconds: time of the whole run. files: name in the workdir -> what it is; absent ones are left out.
     """
-    console = console or _console
+    console = console or _default_console()
     keys = list(dict.fromkeys(key for row in rows.values() for key in row))  # each once, in order of appearance
     table = Table(title=Text("Results", style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("weights", style="cyan")
@@ -83,12 +82,18 @@ def print_results(
 def log(message: str, *, console: Console | None = None) -> None:
     """Prints one line, above the progress bar when there is one."""
     # soft_wrap: a log file should keep one message on one line, whatever width rich assumes for it.
-    (console or _console).print(message, markup=False, highlight=False, soft_wrap=True)
+    (console or _default_console()).print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 def format_duration(seconds: float) -> str:
     """Seconds as m:ss, h:mm:ss or "2 days, h:mm:ss"."""
     return str(datetime.timedelta(seconds=round(seconds))).removeprefix("0:").removeprefix("0")
+
+
+@functools.cache
+def _default_console() -> Console:
+    """Standard output; of several processes only the first is heard."""
+    return Console(quiet=jax.process_index() != 0)
 
 
 class _Mark(NamedTuple):
@@ -121,7 +126,7 @@ class Progress:
     ) -> None:
         self.total_steps, self.step = total_steps, start_step
         self._batch_size, self._steps_per_epoch = batch_size, steps_per_epoch
-        self._console, self._clock = console or _console, clock
+        self._console, self._clock = console or _default_console(), clock
         self._loss: float | None = None
         self._lr: float | None = None
         self._marks: deque[_Mark] = deque()

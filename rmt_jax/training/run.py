@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from rmt_jax.training.command_line import load_config
 from rmt_jax.training.config import parse
-from rmt_jax.training.loop import evaluate_only, train
+from rmt_jax.training.evaluation import Evaluation
+from rmt_jax.training.loop import Training
 from rmt_jax.training.steplog import NonFiniteLossError
 
-MODES = {"train": train, "eval": evaluate_only}
+MODES: dict[str, type[Training] | type[Evaluation]] = {"train": Training, "eval": Evaluation}
 
 
 def run(config: str, words: Sequence[str] = (), *, workdir: str | None = None, mode: str = "train") -> int:
@@ -26,10 +27,15 @@ def run(config: str, words: Sequence[str] = (), *, workdir: str | None = None, m
     """
     folder = pathlib.Path(workdir) if workdir else pathlib.Path("workdir") / pathlib.Path(config.partition(":")[0]).stem
     try:
-        return MODES[mode](parse(load_config(config, words)), folder)
-    except (ValueError, FileNotFoundError) as error:
+        job = MODES[mode](parse(load_config(config, words)), folder)
+    except (
+        ValueError,
+        FileNotFoundError,
+    ) as error:  # only of what was given: what goes wrong later keeps its traceback
         print(f"error: {error}", file=sys.stderr)
         return 2
+    try:
+        return job.run()
     except NonFiniteLossError as error:
         print(f"stopped: {error}", file=sys.stderr)
         return 1

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,8 +17,10 @@ from rmt_jax.data import EvalLoader, TrainLoader, open_source
 from rmt_jax.models import abstract_model
 from rmt_jax.models.flops import count_flops
 from rmt_jax.tasks import Classification
+from rmt_jax.training.checkpoint import load_weights
 from rmt_jax.training.config import Config
 from rmt_jax.training.optimizer import make_optimizer
+from rmt_jax.training.report import log
 from rmt_jax.training.schedule import learning_rates
 from rmt_jax.training.sharding import batch_sharding, make_mesh, replicated, state_sharding
 from rmt_jax.training.state import (
@@ -175,6 +178,21 @@ def prepare(config: Config) -> Setup:
         predict_step=jax.jit(make_predict_step(task, eval_graph), out_shardings=replicated(mesh)),
         batch_sharding=batch_sharding(mesh),
     )
+
+
+def initial_state(setup: Setup) -> State:
+    """The state at step 0: fresh weights, or those of `init_from`, and a fresh optimiser.
+
+    Raises:
+        ValueError: `init_from` holds no weights, or those of another backbone.
+    """
+    # Drawn op by op: XLA takes minutes over one program that draws all weights, and seconds over the single draws.
+    model = setup.task.init_model(nnx.Rngs(setup.config.seed))
+    source = setup.config.init_from
+    if source is not None:
+        fresh = load_weights(model, pathlib.Path(source))
+        log(f"Weights from {source}" + (f"; fresh: {', '.join(fresh)}" if fresh else ""))
+    return setup.init(model)
 
 
 def _check_batch(name: str, batch_size: int, parts: int) -> None:

@@ -1,42 +1,30 @@
 """Models for tests: abstract ones of full size, and small ones with weights from numpy, which compile nothing."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 from flax import nnx
 
-from rmt_jax.models import Classifier, create_model
+from rmt_jax.models import Classifier, abstract_model, create_model
+from rmt_jax.training.state import split_model as arrays
+from tests.ops.quick import quick_jit
 
 Tree = dict[str, Any]
 
 # Small everywhere, but nothing the same by accident: two heads, widths that differ, hidden layers that differ.
 SIZES = {"embed_dims": (8, 8, 16, 16), "depths": (1, 1, 1, 1), "num_heads": (2, 2, 2, 2), "num_classes": 5}
 
-# A quarter of the compile time on CPUs: LLVM does not optimise, and fusions take XLA's older emitters.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
-quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
-
-
-class OneKey(nnx.Rngs):
-    """The same key at every call: for shapes, twenty times faster to trace than counting keys."""
-
-    def __init__(self) -> None:
-        super().__init__(0)
-
-    def __getattr__(self, name: str) -> Callable[[], jax.Array]:
-        if name == "params":
-            return lambda: jax.random.key(0)
-        raise AttributeError(name)
-
-
+@functools.cache
 def abstract(name: str, **overrides: Any) -> Classifier:
-    """A model whose arrays are shapes only."""
-    return nnx.eval_shape(lambda: create_model(name, rngs=OneKey(), **overrides))
+    """A model whose arrays are shapes only. Shared between tests: not to be changed."""
+    return abstract_model(lambda rngs: create_model(name, rngs=rngs, **overrides))
 
 
 def small(name: str = "rmt_nano", *, seed: int = 0, dtype: Any = jnp.float32, **overrides: Any) -> Classifier:
@@ -66,15 +54,19 @@ def small(name: str = "rmt_nano", *, seed: int = 0, dtype: Any = jnp.float32, **
     return nnx.merge(graph, jax.tree.map_with_path(fill, state))
 
 
+@contextlib.contextmanager
+def jaxtyping_disabled() -> Iterator[None]:
+    """As for a user: without the type checker of this test session, which would be first to complain."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
 def images(batch: int = 2, height: int = 64, width: int = 64, seed: int = 0) -> jax.Array:
     """64 pixels: the smallest size at which the last stage has neighbours to look at."""
     return jnp.asarray(np.random.default_rng(seed).standard_normal((batch, height, width, 3)), jnp.float32)
-
-
-def arrays(model: nnx.Module) -> tuple[nnx.GraphDef, Tree, Tree]:
-    """(graph, parameters, BatchNorm statistics), the arrays as nested dicts."""
-    graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
 
 
 def flat(tree: Mapping[Any, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from rmt_jax.models.layers import BatchNorm
-from tests.models.small import quick_jit
+from tests.ops.quick import quick_jit
 
 
 def batch_norm(features: int = 1, dtype: DTypeLike = jnp.float32) -> BatchNorm:

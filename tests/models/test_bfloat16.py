@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.models.small import abstract, arrays, images, predict, primitives, quick_jit, small
+from tests.models.small import abstract, arrays, images, predict, primitives, small
+from tests.ops.quick import quick_jit
 
 
 @pytest.fixture(autouse=True)

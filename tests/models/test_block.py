@@ -9,8 +9,9 @@ import pytest
 from flax import nnx
 
 from rmt_jax.models.rmt import FFN, Block, Retention
-from tests.models.small import flat, quick_jit, small
+from tests.models.small import flat, small
 from tests.ops import naive
+from tests.ops.quick import quick_jit
 
 HEIGHT, WIDTH = 3, 4  # not square: swapped axes would show
 

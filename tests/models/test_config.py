@@ -6,14 +6,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
 
 from rmt_jax.models import RMTConfig, create_model, list_models, variant
 from rmt_jax.models.rmt import check_images
-from tests.models.small import abstract, arrays, flat, images, predict, primitives, quick_jit, small
+from tests.models.small import abstract, arrays, flat, images, jaxtyping_disabled, predict, primitives, small
+from tests.ops.quick import quick_jit
 
 NANO = variant("rmt_nano")
 
@@ -94,10 +94,8 @@ def test_every_field_is_tested_here() -> None:
 
 @pytest.fixture
 def unchecked_annotations() -> Iterator[None]:
-    """As for a user: without the type checker of this test session, which would be first to complain."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    with jaxtyping_disabled():
+        yield
 
 
 @pytest.mark.usefixtures("unchecked_annotations")
@@ -194,7 +192,6 @@ def test_modes_switch_in_place_everywhere() -> None:
     assert modes() == {False}
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="our modules have no set_view")
 def test_view_in_evaluation_mode_leaves_the_model_in_training_mode() -> None:
     model = small("rmt_s_star", drop_path=0.1)
     view = nnx.view(model, deterministic=True, use_running_average=True)

@@ -8,7 +8,8 @@ from flax import nnx
 
 from rmt_jax.models import Classifier, list_models, variant
 from rmt_jax.models.layers import DropPath
-from tests.models.small import abstract, arrays, images, predict, quick_jit, small
+from tests.models.small import abstract, arrays, images, predict, small
+from tests.ops.quick import quick_jit
 
 
 def run(model: Classifier, x: jax.Array, seeds: tuple[int, ...]) -> list[jax.Array]:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rmt_jax.models import create_model, variant
+from rmt_jax.models import create_model, factory, variant
 from rmt_jax.models.layers import DepthwiseConv2d, conv3x3, layer_norm, linear
 from rmt_jax.models.rmt import Block
-from tests.models.small import SIZES, flat, quick_jit
+from tests.models.small import SIZES, flat, jaxtyping_disabled
+from tests.ops.quick import quick_jit
 
 
 def check_uniform(values: np.ndarray, bound: float) -> None:
@@ -24,13 +25,14 @@ def check_uniform(values: np.ndarray, bound: float) -> None:
     assert abs(values.var() / (bound**2 / 3) - 1) < 5 * 0.9 / math.sqrt(values.size)
 
 
-@functools.cache
-def fresh(seed: int | None) -> dict[str, np.ndarray]:
-    def create(key: jax.Array) -> nnx.State:
-        rngs = None if seed is None else nnx.Rngs(key)
-        return nnx.state(create_model("rmt_b_star", rngs=rngs, **SIZES), nnx.Any(nnx.Param, nnx.BatchStat))
+@quick_jit
+def create(key: jax.Array) -> nnx.State:
+    return nnx.state(create_model("rmt_b_star", rngs=nnx.Rngs(key), **SIZES), nnx.Any(nnx.Param, nnx.BatchStat))
 
-    return flat(nnx.to_pure_dict(quick_jit(create)(jax.random.key(seed or 0))))
+
+@functools.cache
+def fresh(seed: int) -> dict[str, np.ndarray]:
+    return flat(nnx.to_pure_dict(create(jax.random.key(seed))))
 
 
 def test_linear_layers_are_normal_with_std_0_02_uncut() -> None:
@@ -103,8 +105,14 @@ def test_no_two_layers_share_their_weights() -> None:
     assert len(set(kernels)) == len(kernels)
 
 
-def test_the_seed_decides_and_is_zero_by_default() -> None:
-    other = fresh(1)
+def test_the_seed_is_zero_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(factory, "Classifier", lambda config, dtype, rngs: rngs.params())
+    with jaxtyping_disabled():
+        assert create_model("rmt_nano") == nnx.Rngs(0).params() != create_model("rmt_nano", rngs=nnx.Rngs(1))
+
+
+def test_the_seed_decides() -> None:
+    other, again = fresh(1), flat(nnx.to_pure_dict(create(jax.random.key(0))))
     for path, array in fresh(0).items():
-        np.testing.assert_array_equal(array, fresh(None)[path])
+        np.testing.assert_array_equal(array, again[path])
         assert np.array_equal(array, other[path]) == (array.min() == array.max()), path  # all but the constants

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from rmt_jax.models.rmt import Stage
-from tests.models.small import Tree, arrays, images, primitives, quick_jit, small
+from tests.models.small import Tree, arrays, images, primitives, small
+from tests.ops.quick import quick_jit
 
 
 def stage(remat: bool) -> Stage:

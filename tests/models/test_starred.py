@@ -10,7 +10,8 @@ from flax import nnx
 
 from rmt_jax.models import Classifier
 from rmt_jax.models.rmt import Backbone
-from tests.models.small import abstract, arrays, images, quick_jit, small
+from tests.models.small import abstract, arrays, images, small
+from tests.ops.quick import quick_jit
 
 TAPS = {"features": 16, "proj": 12, "norm": 12, "activation": 12}
 

@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 
 from rmt_jax.models import RMTConfig, list_models
-from tests.models.small import Tree, arrays, flat, images, predict, quick_jit, small
+from tests.models.small import Tree, arrays, flat, images, predict, small
+from tests.ops.quick import quick_jit
 
 
 class Trained(NamedTuple):
@@ -86,7 +87,14 @@ def test_training_mode_moves_all_statistics(name: str) -> None:
     assert [path for path in unmoved if np.isclose(result.new_stats[path], result.old_stats[path]).all()] == []
 
 
-@pytest.mark.parametrize("name", list_models())
+# Those marked slow differ from the others in numbers only.
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in ("rmt_l", "rmt_b_star", "rmt_l_star") else name
+        for name in list_models()
+    ],
+)
 def test_evaluation_of_a_picture_does_not_depend_on_its_batch(name: str) -> None:
     """The same compiled program, so to the bit."""
     model, run = small(name), quick_jit(evaluate, static_argnums=0)

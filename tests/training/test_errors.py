@@ -4,9 +4,13 @@ import json
 import pathlib
 from collections.abc import Callable
 
+import jax.numpy as jnp
 import pytest
 
 from rmt_jax.training import run
+from rmt_jax.training.checkpoint import Checkpoints
+from rmt_jax.training.config import CheckpointConfig
+from rmt_jax.training.loop import Training
 
 Attempt = Callable[..., str]
 
@@ -77,15 +81,8 @@ def test_weights_that_are_not_there(attempt: Attempt, tmp_path: pathlib.Path) ->
 @pytest.fixture
 def stopped_run(words: list[str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
     """A workdir with config.json and checkpoints as a run leaves it, without the run."""
-    import jax.numpy as jnp
-
-    from rmt_jax.training import loop
-    from rmt_jax.training.checkpoint import Checkpoints
-    from rmt_jax.training.config import CheckpointConfig
-
     workdir = tmp_path / "run"
-    monkeypatch.setattr(loop, "_fit", lambda *args: None)
-    monkeypatch.setattr(loop, "results", lambda workdir: {})
+    monkeypatch.setattr(Training, "_fit", lambda *args: False)
     assert run("configs/digits.py", words, workdir=str(workdir)) == 0
     monkeypatch.undo()
     checkpoints = Checkpoints(workdir, CheckpointConfig())
