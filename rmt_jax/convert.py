@@ -144,6 +144,6 @@ def _map_leaves(tree: Mapping[Any, Any], values: Mapping[str, np.ndarray], prefi
     return {
         key: _map_leaves(value, values, f"{prefix}{key}/")
         if isinstance(value, Mapping)
-        else jnp.asarray(values[f"{prefix}{key}"], value.dtype)
+        else jnp.array(values[f"{prefix}{key}"], value.dtype)  # a copy: asarray would share memory on a CPU
         for key, value in tree.items()
     }

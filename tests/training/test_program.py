@@ -18,6 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from rmt_jax.training.metrics import read_metrics
+from tests.conftest import QUICK_COMPILATION
 from tests.training.conftest import REPOSITORY, tiny_words
 
 STEPS_PER_EPOCH = 1437 // 256
@@ -28,7 +29,7 @@ EPOCHS = 12
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """One device, and one compilation for all the processes that run the same program."""
     cache = str(tmp_path_factory.mktemp("compiled"))
-    return os.environ | {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PLATFORMS": "cpu"}
+    return os.environ | {"XLA_FLAGS": QUICK_COMPILATION, "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PLATFORMS": "cpu"}
 
 
 def start(workdir: pathlib.Path, words: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
