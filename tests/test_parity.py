@@ -11,6 +11,8 @@ from rmt_jax.models import layers, rmt
 from rmt_jax.training.optimizer import OptimizerConfig
 from tests import parity
 
+SLOW = {"rmt_s inference", "rmt_s training", "rmt_s_star training", "trajectory"}
+
 
 def failures(rows: Iterator[parity.Row]) -> list[parity.Row]:
     return [row for row in rows if not row.error <= row.tolerance]
@@ -18,10 +20,7 @@ def failures(rows: Iterator[parity.Row]) -> list[parity.Row]:
 
 @pytest.mark.parametrize(
     "section",
-    [
-        pytest.param(name, marks=pytest.mark.slow) if name.endswith("training") and name != "rmt_t training" else name
-        for name in parity.SECTIONS
-    ],
+    [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in parity.SECTIONS],
 )
 def test_parity(section: str) -> None:
     rows = list(parity.SECTIONS[section]())
@@ -43,6 +42,7 @@ def test_wrong_layer_norm_epsilon_is_noticed(monkeypatch: pytest.MonkeyPatch) ->
     assert failures(parity.inference_rows("rmt_t"))
 
 
+@pytest.mark.slow
 def test_biased_running_variance_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def biased(self: layers.BatchNorm, x: jax.Array) -> jax.Array:
         count, old = x.size // x.shape[-1], self.var[...]

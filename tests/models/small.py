@@ -13,7 +13,6 @@ from flax import nnx
 
 from rmt_jax.models import Classifier, abstract_model, create_model
 from rmt_jax.training.state import split_model as arrays
-from tests.ops.quick import quick_jit
 
 Tree = dict[str, Any]
 
@@ -84,7 +83,7 @@ def predict(model: Classifier, x: jax.Array) -> jax.Array:
         model.eval()
         return model(x)
 
-    return quick_jit(run)(params, stats, x)
+    return jax.jit(run)(params, stats, x)
 
 
 def primitives(jaxpr: Any) -> list[Any]:

@@ -9,7 +9,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from rmt_jax.models.layers import BatchNorm
-from tests.ops.quick import quick_jit
 
 
 def batch_norm(features: int = 1, dtype: DTypeLike = jnp.float32) -> BatchNorm:
@@ -63,7 +62,7 @@ def quick_norm(norm: BatchNorm, x: jax.Array) -> jax.Array:
         module = nnx.merge(graph, state)
         return module(x), nnx.state(module)
 
-    y, new = quick_jit(run)(state, x)
+    y, new = jax.jit(run)(state, x)
     nnx.update(norm, new)
     return y
 
@@ -102,7 +101,7 @@ def test_gradient_flows_through_the_batch_statistics() -> None:
         graph, state = nnx.split(norm)
         return (nnx.merge(graph, state, copy=True)(x) * weights).sum()
 
-    gradient = quick_jit(jax.grad(loss))
+    gradient = jax.jit(jax.grad(loss))
     x = column(1, 3, 5)
     np.testing.assert_allclose(gradient(x, column(1, 1, 1)).ravel(), 0, atol=1e-6)
     # d/dx of scale * (x - mean) / sqrt(var + eps), worked out: s / sigma * (w - mean(w) - y * mean(w * y)).

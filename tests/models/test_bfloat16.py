@@ -7,7 +7,6 @@ import pytest
 from flax import nnx
 
 from tests.models.small import abstract, arrays, images, predict, primitives, small
-from tests.ops.quick import quick_jit
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +75,6 @@ def test_gradients_are_float32_and_finite() -> None:
     def loss(params: dict, x: jax.Array) -> jax.Array:
         return jnp.square(nnx.merge(graph, params, {})(x).astype(jnp.float32)).mean()
 
-    grads = jax.tree.leaves(quick_jit(jax.grad(loss))(params, x))
+    grads = jax.tree.leaves(jax.jit(jax.grad(loss))(params, x))
     assert {g.dtype for g in grads} == {jnp.dtype("float32")}
     assert all(np.isfinite(g).all() for g in grads)

@@ -11,7 +11,6 @@ from flax import nnx
 from rmt_jax.models.rmt import FFN, Block, Retention
 from tests.models.small import flat, small
 from tests.ops import naive
-from tests.ops.quick import quick_jit
 
 HEIGHT, WIDTH = 3, 4  # not square: swapped axes would show
 
@@ -62,7 +61,7 @@ def ffn(w: dict[str, np.ndarray], x: np.ndarray, prefix: str = "") -> np.ndarray
 
 
 def apply(module: nnx.Module, x: jax.Array) -> jax.Array:
-    return quick_jit(lambda module, x: module(x))(module, x)
+    return jax.jit(lambda module, x: module(x))(module, x)
 
 
 @pytest.mark.parametrize("decomposed", [True, False])
@@ -121,7 +120,7 @@ def test_drop_path_drops_each_branch_by_its_own_key() -> None:
     module.drop_path.rate = 0.5
     batch = 64
     x = jnp.repeat(maps(1), batch, axis=0)
-    y = np.asarray(quick_jit(lambda module, x: module(x, jax.random.key(0)))(module, x))
+    y = np.asarray(jax.jit(lambda module, x: module(x, jax.random.key(0)))(module, x))
 
     w, start = weights(module), np.asarray(maps(1), np.float64)
     start = start + depthwise(w, "pos", start)

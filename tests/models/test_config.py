@@ -13,7 +13,6 @@ from flax import nnx
 from rmt_jax.models import RMTConfig, create_model, list_models, variant
 from rmt_jax.models.rmt import check_images
 from tests.models.small import abstract, arrays, flat, images, jaxtyping_disabled, predict, primitives, small
-from tests.ops.quick import quick_jit
 
 NANO = variant("rmt_nano")
 
@@ -172,7 +171,7 @@ def test_features_and_head_make_the_logits() -> None:
         features = model.forward_features(x)
         return model(x), features, model.forward_head(features), model.forward_head(features, pre_logits=True)
 
-    logits, features, again, pooled = quick_jit(run)(model, images(2, 64, 96))
+    logits, features, again, pooled = jax.jit(run)(model, images(2, 64, 96))
     assert (features.shape, pooled.shape) == ((2, 2, 3, 16), (2, 12))
     np.testing.assert_allclose(again, logits, rtol=1e-5, atol=1e-6)
     expected = np.asarray(pooled) @ model.head.kernel[...] + model.head.bias[...]

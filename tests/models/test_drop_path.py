@@ -9,13 +9,12 @@ from flax import nnx
 from rmt_jax.models import Classifier, list_models, variant
 from rmt_jax.models.layers import DropPath
 from tests.models.small import abstract, arrays, images, predict, small
-from tests.ops.quick import quick_jit
 
 
 def run(model: Classifier, x: jax.Array, seeds: tuple[int, ...]) -> list[jax.Array]:
     """Training-mode logits for each seed, by one compiled program."""
     graph, params, stats = arrays(model)
-    step = quick_jit(lambda key: nnx.merge(graph, params, stats)(x, rngs=nnx.Rngs(key)))
+    step = jax.jit(lambda key: nnx.merge(graph, params, stats)(x, rngs=nnx.Rngs(key)))
     return [step(jax.random.key(seed)) for seed in seeds]
 
 
@@ -75,7 +74,7 @@ def test_every_block_and_branch_draws_for_itself(drawn_keys: list[jax.Array]) ->
         model(images(), rngs=rngs)  # the next step, with the same Rngs object
         return list(drawn_keys)
 
-    keys = {tuple(key.tolist()) for key in quick_jit(both)(jax.random.key(0))}
+    keys = {tuple(key.tolist()) for key in jax.jit(both)(jax.random.key(0))}
     assert len(drawn_keys) == 2 * 2 * 6
     assert len(keys) == len(drawn_keys)
 

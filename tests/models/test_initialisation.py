@@ -13,7 +13,6 @@ from rmt_jax.models import create_model, factory, variant
 from rmt_jax.models.layers import DepthwiseConv2d, conv3x3, layer_norm, linear
 from rmt_jax.models.rmt import Block
 from tests.models.small import SIZES, flat, jaxtyping_disabled
-from tests.ops.quick import quick_jit
 
 
 def check_uniform(values: np.ndarray, bound: float) -> None:
@@ -25,7 +24,7 @@ def check_uniform(values: np.ndarray, bound: float) -> None:
     assert abs(values.var() / (bound**2 / 3) - 1) < 5 * 0.9 / math.sqrt(values.size)
 
 
-@quick_jit
+@jax.jit
 def create(key: jax.Array) -> nnx.State:
     return nnx.state(create_model("rmt_b_star", rngs=nnx.Rngs(key), **SIZES), nnx.Any(nnx.Param, nnx.BatchStat))
 
@@ -95,7 +94,7 @@ def test_layer_scale_is_where_the_variant_says() -> None:
 
 def test_initial_layer_scale_is_the_fields_value() -> None:
     config = variant("rmt_nano", layer_scale=(0.25, None, None, None), **SIZES)
-    block = quick_jit(lambda: nnx.state(Block(config, 0, 0.0, dtype=jnp.float32, rngs=nnx.Rngs(0))))()
+    block = jax.jit(lambda: nnx.state(Block(config, 0, 0.0, dtype=jnp.float32, rngs=nnx.Rngs(0))))()
     np.testing.assert_array_equal(block["gamma_1"][...], np.full(8, 0.25, np.float32))
     np.testing.assert_array_equal(block["gamma_2"][...], np.full(8, 0.25, np.float32))
 

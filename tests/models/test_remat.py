@@ -8,7 +8,6 @@ from flax import nnx
 
 from rmt_jax.models.rmt import Stage
 from tests.models.small import Tree, arrays, images, primitives, small
-from tests.ops.quick import quick_jit
 
 
 def stage(remat: bool) -> Stage:
@@ -26,7 +25,7 @@ def loss_and_gradients(remat: bool) -> tuple[jax.Array, Tree]:
     def loss(params: Tree, keys: jax.Array) -> jax.Array:
         return jnp.square(nnx.merge(graph, params, stats, copy=True)(x, keys)).mean()
 
-    return quick_jit(jax.value_and_grad(loss))(params, jax.random.split(jax.random.key(0), 2))
+    return jax.jit(jax.value_and_grad(loss))(params, jax.random.split(jax.random.key(0), 2))
 
 
 def test_loss_and_every_gradient_are_the_same_with_drop_path_on() -> None:

@@ -11,7 +11,6 @@ from flax import nnx
 from rmt_jax.models import Classifier
 from rmt_jax.models.rmt import Backbone
 from tests.models.small import abstract, arrays, images, small
-from tests.ops.quick import quick_jit
 
 TAPS = {"features": 16, "proj": 12, "norm": 12, "activation": 12}
 
@@ -29,13 +28,13 @@ def mixed(*edges: int) -> tuple[jax.Array, jax.Array]:
 @functools.cache
 def mix_program():
     graph, params, stats = arrays(small("rmt_s_star"))
-    return quick_jit(lambda box: nnx.merge(graph, params, stats)(images(3, 64, 96), mix_box=box))
+    return jax.jit(lambda box: nnx.merge(graph, params, stats)(images(3, 64, 96), mix_box=box))
 
 
 @functools.cache
 def unmixed() -> tuple[jax.Array, jax.Array]:
     graph, params, stats = arrays(small("rmt_s_star"))
-    return quick_jit(lambda x: nnx.merge(graph, params, stats)(x))(images(3, 64, 96))
+    return jax.jit(lambda x: nnx.merge(graph, params, stats)(x))(images(3, 64, 96))
 
 
 def test_training_mode_returns_logits_and_token_logits() -> None:
@@ -50,7 +49,7 @@ def test_evaluation_adds_half_of_the_largest_token_logit() -> None:
     parts = small("rmt_s_star")
     parts.eval()
     parts.deterministic = False  # the two outputs, with everything else in evaluation mode
-    run = quick_jit(lambda models, x: [model(x) for model in models])
+    run = jax.jit(lambda models, x: [model(x) for model in models])
     joined, (logits, aux) = run([model, parts], images(2, 64, 96))
     expected = np.asarray(logits) + 0.5 * np.asarray(aux).reshape(2, 6, 5).max(axis=1)
     np.testing.assert_allclose(joined, expected, rtol=1e-6, atol=1e-6)
@@ -92,7 +91,7 @@ def test_the_box_counts_tokens_of_eight_stem_positions(monkeypatch: pytest.Monke
         model.backbone(x)
         return [seen[0], seen[4]]
 
-    given, stem = quick_jit(run)(model, box(0, 1, 1, 3))
+    given, stem = jax.jit(run)(model, box(0, 1, 1, 3))
     expected = np.array(stem)
     expected[:, 0:8, 8:24] = np.asarray(stem)[::-1, 0:8, 8:24]
     np.testing.assert_allclose(given, expected, rtol=1e-6, atol=1e-6)
@@ -116,7 +115,7 @@ def test_auxiliary_head_reads_where_the_config_says(tap: str, monkeypatch: pytes
     monkeypatch.setattr(Backbone, "__call__", lambda *args, **options: (features,))
     model.eval()
     model.deterministic = False
-    _, aux = quick_jit(lambda model: model(images()))(model)
+    _, aux = jax.jit(lambda model: model(images()))(model)
 
     x = np.asarray(features, np.float64)
     if tap != "features":

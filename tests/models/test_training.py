@@ -11,7 +11,6 @@ from flax import nnx
 
 from rmt_jax.models import RMTConfig, list_models
 from tests.models.small import Tree, arrays, flat, images, predict, small
-from tests.ops.quick import quick_jit
 
 
 class Trained(NamedTuple):
@@ -38,7 +37,7 @@ def trained(name: str) -> Trained:
         return jnp.asarray(total), (outputs, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
     with jax.numpy_dtype_promotion("strict"):
-        grads, (outputs, new) = quick_jit(jax.grad(loss, has_aux=True))(params, stats, images())
+        grads, (outputs, new) = jax.jit(jax.grad(loss, has_aux=True))(params, stats, images())
     return Trained(model.config, outputs, flat(grads), flat(stats), flat(new))
 
 
@@ -97,7 +96,7 @@ def test_training_mode_moves_all_statistics(name: str) -> None:
 )
 def test_evaluation_of_a_picture_does_not_depend_on_its_batch(name: str) -> None:
     """The same compiled program, so to the bit."""
-    model, run = small(name), quick_jit(evaluate, static_argnums=0)
+    model, run = small(name), jax.jit(evaluate, static_argnums=0)
     graph, params, stats = arrays(model)
     x = images()
     other = x.at[1].set(images(seed=1)[1])
@@ -123,7 +122,7 @@ def test_a_single_picture_alone_has_the_logits_it_has_in_a_batch() -> None:
 def test_training_mode_depends_on_the_batch() -> None:
     """The contrast to evaluation mode: BatchNorm takes the statistics of the batch."""
     graph, params, stats = arrays(small())
-    run = quick_jit(lambda params, stats, x: nnx.merge(graph, params, stats)(x))
+    run = jax.jit(lambda params, stats, x: nnx.merge(graph, params, stats)(x))
     x = images()
     other = x.at[1].set(images(seed=1)[1])
     assert np.abs(run(params, stats, x)[0] - run(params, stats, other)[0]).max() > 1e-2

@@ -8,7 +8,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from rmt_jax.ops import depthwise_conv2d, reference
 from tests.ops import naive
-from tests.ops.quick import quick_jit
 
 Gradients = tuple[jax.Array, jax.Array]
 
@@ -33,7 +32,7 @@ def forward_and_backward(f, x: jax.Array, kernel: jax.Array, dy: jax.Array) -> t
 def test_output_and_gradients_equal_the_specifications(size: tuple[int, int], kernel: tuple[int, int]) -> None:
     x, weights, dy = arrays(size, kernel)
 
-    @quick_jit
+    @jax.jit
     def both(*args: jax.Array) -> list[tuple[jax.Array, Gradients]]:
         return [forward_and_backward(f, *args) for f in (depthwise_conv2d, reference.depthwise_conv2d)]
 
@@ -44,14 +43,14 @@ def test_output_and_gradients_equal_the_specifications(size: tuple[int, int], ke
 
 def test_equals_the_loop_over_positions() -> None:
     x, weights, _ = arrays((4, 5), (3, 5))
-    ours = quick_jit(depthwise_conv2d)(x, weights)
+    ours = jax.jit(depthwise_conv2d)(x, weights)
     np.testing.assert_allclose(ours, naive.depthwise_conv2d(x, weights), rtol=1e-5, atol=5e-6)
 
 
 def test_channels_do_not_mix() -> None:
     x, weights, _ = arrays((4, 4), (3, 3))
     changed = x.at[..., 1].add(1)
-    run = quick_jit(depthwise_conv2d)
+    run = jax.jit(depthwise_conv2d)
     difference = np.abs(run(changed, weights) - run(x, weights)).max(axis=(0, 1, 2))
     assert ((difference > 0) == [False, True, False]).all()
 
@@ -60,8 +59,8 @@ def test_bfloat16_maps_are_summed_in_float32() -> None:
     x, weights, dy = arrays((6, 5), (5, 5))
     half, half_dy = x.astype(jnp.bfloat16), dy.astype(jnp.bfloat16)
     # A float32 kernel, as the models have it.
-    y, (dx, dkernel) = quick_jit(lambda *a: forward_and_backward(depthwise_conv2d, *a))(half, weights, half_dy)
-    expected, (expected_dx, expected_dkernel) = quick_jit(
+    y, (dx, dkernel) = jax.jit(lambda *a: forward_and_backward(depthwise_conv2d, *a))(half, weights, half_dy)
+    expected, (expected_dx, expected_dkernel) = jax.jit(
         lambda *a: forward_and_backward(reference.depthwise_conv2d, *a)
     )(half.astype(jnp.float32), weights, half_dy.astype(jnp.float32))
     assert (y.dtype, dx.dtype, dkernel.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
@@ -79,7 +78,7 @@ def test_used_twice_under_jit() -> None:
     def loss(f, x: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
         return (f(jnp.tanh(f(x, first)), second) * dy).sum() + f(x, second).sum()
 
-    @quick_jit
+    @jax.jit
     def both(*args: jax.Array) -> list[tuple[jax.Array, ...]]:
         return [
             jax.grad(lambda *a, f=f: loss(f, *a), (0, 1, 2))(*args)
@@ -98,7 +97,7 @@ def test_vmap_is_a_loop() -> None:
     def run(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, Gradients]:
         return forward_and_backward(depthwise_conv2d, x, kernel, dy)
 
-    ours, alone = quick_jit(jax.vmap(run))(*stacked), quick_jit(run)
+    ours, alone = jax.jit(jax.vmap(run))(*stacked), jax.jit(run)
     for i, batch in enumerate(batches):
         for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(alone(*batch)), strict=True):
             np.testing.assert_allclose(one[i], other, rtol=1e-5, atol=2e-6 * np.abs(other).max())
@@ -106,7 +105,7 @@ def test_vmap_is_a_loop() -> None:
 
 def test_a_batch_over_eight_devices_gives_the_same() -> None:
     x, weights, dy = arrays((6, 5), (5, 5), batch=16)
-    run = quick_jit(lambda *args: forward_and_backward(depthwise_conv2d, *args))
+    run = jax.jit(lambda *args: forward_and_backward(depthwise_conv2d, *args))
     expected = run(x, weights, dy)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     by_batch, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))

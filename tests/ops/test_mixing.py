@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from rmt_jax.ops import box_mask, swap_box
-from tests.ops.quick import quick_jit
 
 
 def maps(batch: int) -> jax.Array:
@@ -50,7 +49,7 @@ def test_empty_box_changes_nothing_and_the_whole_map_reverses_the_batch() -> Non
 
 
 def test_traced_boxes_share_one_compilation() -> None:
-    x, run = maps(2), quick_jit(swap_box)
+    x, run = maps(2), jax.jit(swap_box)
     for edges in ((0, 0, 1, 1), (1, 2, 4, 5)):
         top, left, bottom, right = edges
         expected = x.at[:, top:bottom, left:right].set(x[::-1, top:bottom, left:right])

@@ -19,7 +19,6 @@ from rmt_jax.ops import (
     retention,
 )
 from tests.ops import naive
-from tests.ops.quick import quick_jit
 
 Arrays = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
@@ -39,7 +38,7 @@ def both(*args: jax.Array) -> tuple[jax.Array, jax.Array]:
     return retention(*args), reference.retention(*args)
 
 
-both_jit = quick_jit(both)
+both_jit = jax.jit(both)
 
 
 def images(height: int, width: int, heads: int = 2, dim: int = 4, seed: int = 0) -> list[jax.Array]:
@@ -116,7 +115,7 @@ def test_gradient_equals_the_specifications(argument: int) -> None:
     weights = np.random.default_rng(9).standard_normal((5, 3)).astype(np.float32)
 
     def gradient(f: Callable[..., jax.Array]) -> jax.Array:
-        return quick_jit(jax.grad(lambda *a: (f(*a) * weights).sum(), argument))(*args)
+        return jax.jit(jax.grad(lambda *a: (f(*a) * weights).sum(), argument))(*args)
 
     ours, expected = gradient(retention), gradient(reference.retention)
     assert np.abs(expected).max() > 1e-2
@@ -125,13 +124,13 @@ def test_gradient_equals_the_specifications(argument: int) -> None:
 
 def test_gradient_is_finite_for_large_logits() -> None:
     args = arguments(6, 7, 8, 4, scale=300.0)
-    grads = quick_jit(jax.grad(lambda *a: retention(*a).sum(), (0, 1, 2, 3)))(*args)
+    grads = jax.jit(jax.grad(lambda *a: retention(*a).sum(), (0, 1, 2, 3)))(*args)
     assert all(np.isfinite(g).all() for g in grads)
 
 
 def test_vmap_is_a_loop() -> None:
     args = [np.stack(parts) for parts in zip(*(arguments(4, 5, 6, 3, seed=s) for s in range(3)), strict=True)]
-    ours = quick_jit(jax.vmap(retention))(*args)
+    ours = jax.jit(jax.vmap(retention))(*args)
     expected = [both_jit(*(x[i] for x in args))[1] for i in range(3)]
     np.testing.assert_allclose(ours, np.stack(expected), rtol=1e-5, atol=5e-6)
 
@@ -143,7 +142,7 @@ SIZES = [(3, 4), (4, 3), (1, 5), (5, 1), (1, 1)]
 def test_decomposed_is_the_loop_along_width_then_height(height: int, width: int) -> None:
     q, k, v = images(height, width)
     rates = log_decay_rates(2, 2, 4)
-    ours = quick_jit(decomposed_retention)(q, k, v, axis_decay(width, rates), axis_decay(height, rates))
+    ours = jax.jit(decomposed_retention)(q, k, v, axis_decay(width, rates), axis_decay(height, rates))
     np.testing.assert_allclose(ours, naive.decomposed(q, k, v, rates), rtol=1e-5, atol=3e-6)
 
 
@@ -159,7 +158,7 @@ def test_the_order_of_the_axes_matters() -> None:
 def test_full_is_the_loop_over_all_tokens(height: int, width: int) -> None:
     q, k, v = images(height, width)
     rates = log_decay_rates(2, 2, 4)
-    ours = quick_jit(full_retention)(q, k, v, manhattan_decay(height, width, rates))
+    ours = jax.jit(full_retention)(q, k, v, manhattan_decay(height, width, rates))
     np.testing.assert_allclose(ours, naive.full(q, k, v, rates), rtol=1e-5, atol=3e-6)
 
 
@@ -173,6 +172,6 @@ def test_heads_do_not_mix() -> None:
     q, k, v = images(3, 4)
     rates = log_decay_rates(2, 2, 4)
     decays = axis_decay(4, rates), axis_decay(3, rates)
-    run = quick_jit(decomposed_retention)
+    run = jax.jit(decomposed_retention)
     changed = v.at[:, :, 1].add(1)
     np.testing.assert_array_equal(run(q, k, changed, *decays)[:, :, 0], run(q, k, v, *decays)[:, :, 0])

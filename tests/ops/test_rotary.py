@@ -7,7 +7,6 @@ import pytest
 
 from rmt_jax.ops import reference, rotary_angles, rotary_phase, rotate
 from tests.ops import naive
-from tests.ops.quick import quick_jit
 
 
 def tokens(*shape: int, seed: int = 0) -> jax.Array:
@@ -38,16 +37,16 @@ def test_quarter_turn_by_hand() -> None:
 
 def test_equals_the_specification() -> None:
     x, phase = tokens(5, 7, 3, 8), 300 * tokens(5, 7, 1, 4, seed=1)
-    ours = quick_jit(rotate)(x, phase)
+    ours = jax.jit(rotate)(x, phase)
     with jax.numpy_dtype_promotion("standard"):  # the specification multiplies complex by real numbers
-        expected = quick_jit(reference.rotate)(x, phase)
+        expected = jax.jit(reference.rotate)(x, phase)
     np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=3e-6)
 
 
 @pytest.mark.parametrize("dim", [2, 8])
 def test_equals_the_loop_over_positions(dim: int) -> None:
     x = tokens(3, 4, 2, dim)
-    ours = quick_jit(lambda x: rotate(x, rotary_phase(3, 4, dim)[:, :, None]))(x)
+    ours = jax.jit(lambda x: rotate(x, rotary_phase(3, 4, dim)[:, :, None]))(x)
     # Phases up to 11 radians in float32 against float64.
     np.testing.assert_allclose(ours, naive.rotate(x), rtol=1e-5, atol=5e-6)
 

@@ -1,0 +1,88 @@
+"""Loss, normalisation and metric of classification, against numbers worked out by hand."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rmt_jax.models import variant
+from rmt_jax.tasks import Classification
+from rmt_jax.tasks.classification import TopK, cross_entropy, normalize, smooth_labels
+
+
+def test_smoothed_labels() -> None:
+    np.testing.assert_allclose(smooth_labels(jnp.array([1]), 4, 0.2), [[0.05, 0.85, 0.05, 0.05]], rtol=1e-6)
+
+
+def test_cross_entropy_is_the_mean_over_samples_and_tokens() -> None:
+    targets = jnp.array([[1.0, 0.0], [0.5, 0.5]])
+    logits = jnp.array([[math.log(3.0), 0.0], [0.0, 0.0]])
+    expected = (math.log(4 / 3) + math.log(2)) / 2
+    np.testing.assert_allclose(cross_entropy(logits, targets), expected, rtol=1e-6)
+    tokens = jnp.repeat(logits[:, None, None], 3, axis=2)
+    np.testing.assert_allclose(cross_entropy(tokens, targets[:, None, None]), expected, rtol=1e-6)
+
+
+def test_normalised_colours() -> None:
+    image = jnp.array([0, 51, 255], jnp.uint8).reshape(1, 1, 1, 3)
+    np.testing.assert_allclose(normalize(image, (0.5, 0.0, 0.5), (0.5, 0.2, 0.25))[0, 0, 0], [-1, 1, 2], rtol=1e-6)
+
+
+def outputs(logits: list[list[float]], label: list[int], mask: list[bool]) -> dict[str, np.ndarray]:
+    return {"logits": np.array(logits, np.float32), "label": np.array(label), "mask": np.array(mask)}
+
+
+def test_top_1_and_top_5_by_hand() -> None:
+    metric = TopK()
+    ranks = [[6.0, 5.0, 4.0, 3.0, 2.0, 1.0]] * 4
+    metric.add(outputs(ranks, [0, 1, 4, 5], [True] * 4))
+    assert metric.compute()["top1"] == 25
+    assert metric.compute()["top5"] == 75
+
+
+def test_padding_does_not_count() -> None:
+    metric = TopK()
+    metric.add(outputs([[1.0, 0.0], [1.0, 0.0]], [0, 1], [True, False]))
+    metric.add(outputs([[0.0, 0.0]], [0], [False]))
+    assert metric.compute() == {"top1": 100, "top5": 100, "loss": pytest.approx(math.log(1 + math.exp(-1)))}
+
+
+def test_equal_logits_go_to_the_lower_class_and_nan_is_never_right() -> None:
+    for label, right in ((0, 100), (1, 0)):
+        metric = TopK()
+        metric.add(outputs([[2.0, 2.0]], [label], [True]))
+        assert metric.compute()["top1"] == right
+    metric = TopK()
+    metric.add(outputs([[math.nan] * 7] * 2, [0, 6], [True, True]))
+    assert metric.compute()["top1"] == 0
+    assert metric.compute()["top5"] == 0
+
+
+def test_nothing_to_evaluate() -> None:
+    with pytest.raises(ValueError, match="No sample to evaluate"):
+        TopK().compute()
+
+
+def test_a_starred_model_adds_half_the_loss_of_its_tokens() -> None:
+    sizes = {"depths": (1, 1, 1, 1), "embed_dims": (8, 8, 16, 16), "num_heads": (2, 2, 2, 2), "proj_dim": 16}
+    model = variant("rmt_s_star", **sizes, num_classes=3, drop_path=0.0)
+    task = Classification(model=model, dtype="float32", mean=(0.5,) * 3, std=(0.5,) * 3, label_smoothing=0.1)
+    starred = task.init_model(nnx.Rngs(0))
+    batch = {
+        "image": jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 32, 64, 3)), jnp.uint8),
+        "label": jnp.array([0, 2]),
+    }
+    logits, aux = starred(normalize(batch["image"], task.mean, task.std))
+    targets = smooth_labels(batch["label"], 3, 0.1)
+    expected = cross_entropy(logits, targets) + 0.5 * cross_entropy(aux, targets[:, None, None])
+    loss, metrics = task.loss(starred, batch, nnx.Rngs(0))
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    assert metrics["loss"] == loss
+    assert float(metrics["top1"]) in {0, 50, 100}
+
+    starred.eval()
+    predicted = task.predict(starred, batch | {"mask": jnp.array([True, False])})
+    assert predicted["logits"].shape == (2, 3)
+    np.testing.assert_array_equal(predicted["mask"], [True, False])
