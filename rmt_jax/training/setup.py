@@ -119,20 +119,7 @@ def prepare(config: Config) -> Setup:
         FileNotFoundError: data that is not there.
     """
     mesh = make_mesh(config.mesh)
-    eval_batch_size = config.eval_batch_size or config.batch_size
-    _check_batch("batch_size", config.batch_size, config.grad_accum_steps)
-    _check_batch("eval_batch_size", eval_batch_size, 1)
-    processes: dict[str, Any] = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    train_loader = TrainLoader(
-        open_source(config.data, config.data.train_split),
-        config.data,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        **processes,
-    )
-    eval_loader = EvalLoader(
-        open_source(config.data, config.data.eval_split), config.data, batch_size=eval_batch_size, **processes
-    )
+    train_loader, eval_loader = _open_loaders(config)
     task = Classification(
         model=config.model.resolve(train_loader.source.num_classes),
         dtype=config.model.dtype,
@@ -177,6 +164,18 @@ def prepare(config: Config) -> Setup:
         ),
         predict_step=jax.jit(make_predict_step(task, eval_graph), out_shardings=replicated(mesh)),
         batch_sharding=batch_sharding(mesh),
+    )
+
+
+def _open_loaders(config: Config) -> tuple[TrainLoader, EvalLoader]:
+    data, eval_batch_size = config.data, config.eval_batch_size or config.batch_size
+    _check_batch("batch_size", config.batch_size, config.grad_accum_steps)
+    _check_batch("eval_batch_size", eval_batch_size, 1)
+    processes: dict[str, Any] = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    train_source, eval_source = open_source(data, data.train_split), open_source(data, data.eval_split)
+    return (
+        TrainLoader(train_source, data, batch_size=config.batch_size, seed=config.seed, **processes),
+        EvalLoader(eval_source, data, batch_size=eval_batch_size, **processes),
     )
 
 
