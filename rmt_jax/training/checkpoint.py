@@ -1,5 +1,6 @@
 """Orbax checkpoints of the training state: asynchronous, atomic, the last few and the best one kept."""
 
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +23,7 @@ class Checkpoints:
 
     def __init__(self, workdir: pathlib.Path, config: CheckpointConfig):
         policies = ocp.checkpoint_managers
-        best = policies.BestN(get_metric_fn=_best_metric, n=1, keep_checkpoints_without_metrics=False)
+        best = policies.BestN(get_metric_fn=_best_metric, n=1)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(config.keep_last), best]),
             best_fn=_best_metric,  # only so that metrics are written: the policy decides what is kept
@@ -40,7 +41,8 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
-        self._manager.save(step, args=ocp.args.Composite(**items), metrics=None if metrics is None else dict(metrics))
+        # Without an evaluation the metrics are empty and not None, of which Orbax would warn at every save.
+        self._manager.save(step, args=ocp.args.Composite(**items), metrics=dict(metrics or {}))
 
     def restore(self, step: int, abstract: State) -> State:
         """The state of a step, in the shapes, types and shardings of `abstract`."""
@@ -55,7 +57,7 @@ class Checkpoints:
 
 
 def _best_metric(metrics: Mapping[str, float]) -> float:
-    return metrics[BEST_METRIC]
+    return metrics.get(BEST_METRIC, -math.inf)
 
 
 def checkpoint_folder(workdir: pathlib.Path) -> pathlib.Path:
