@@ -45,7 +45,7 @@ def start(workdir: pathlib.Path, words: list[str], environment: dict[str, str]) 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     """Exit code, standard output, standard error."""
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     return process.returncode, out, err
 
 
