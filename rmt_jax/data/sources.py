@@ -182,8 +182,8 @@ def _find_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
         # Community data sets are left out: to list them, TFDS would need TensorFlow and the network.
-        known = ["digits", "folder", *tfds.list_builders(with_community_datasets=False)]
-        near = difflib.get_close_matches(name, known, n=3)
+        known = {"digits", "folder", *tfds.list_builders(with_community_datasets=False)}
+        near = difflib.get_close_matches(name, sorted(known), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f'expected "digits", "folder" or one of {_TFDS_LIST}'
         raise ValueError(f"unknown data set data.name={name!r}: {hint}") from error
 
