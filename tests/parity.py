@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rmt_jax.convert import flat_paths, from_torch, relpos_constants, to_torch, torch_key
+from rmt_jax.convert import from_torch, relpos_constants, to_torch, torch_key
 from rmt_jax.models import Classifier, abstract_model, create_model, variant
+from rmt_jax.models.arrays import flat_paths
 from rmt_jax.tasks.classification import AUX_LOSS_WEIGHT, cross_entropy
 from rmt_jax.training.optimizer import OptimizerConfig, decay_mask, make_optimizer, update_ema
 from rmt_jax.training.schedule import ScheduleConfig, learning_rates

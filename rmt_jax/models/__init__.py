@@ -1,7 +1,7 @@
 """RMT models as Flax NNX modules."""
 
 from rmt_jax.models.classifier import Classifier
-from rmt_jax.models.factory import abstract_model, create_model
+from rmt_jax.models.factory import abstract_model, build_model, create_model
 from rmt_jax.models.rmt import Backbone, FeatureInfo
 from rmt_jax.models.variants import RMTConfig, list_models, variant
 
@@ -11,6 +11,7 @@ __all__ = [
     "FeatureInfo",
     "RMTConfig",
     "abstract_model",
+    "build_model",
     "create_model",
     "list_models",
     "variant",

@@ -1,5 +1,7 @@
 """RMT with its classification head, and with the token-level head of the starred models."""
 
+import dataclasses
+
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -22,15 +24,27 @@ class Classifier(nnx.Module):
     """
 
     def __init__(self, config: RMTConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
-        features = config.embed_dims[-1]
+        if config.extra_norms:
+            raise ValueError("extra_norms belong to the backbone of detectors and segmentors: use task='backbone'.")
         self.backbone = Backbone(config, dtype=dtype, rngs=rngs)
-        self.proj = linear(features, config.proj_dim, dtype=dtype, rngs=rngs)
+        self.proj = linear(config.embed_dims[-1], config.proj_dim, dtype=dtype, rngs=rngs)
         self.norm = BatchNorm(config.proj_dim, dtype=dtype, rngs=rngs)
-        self.head = linear(config.proj_dim, config.num_classes, dtype=dtype, rngs=rngs)
-        aux_features = features if config.aux_tap == "features" else config.proj_dim
-        self.aux_head = linear(aux_features, config.num_classes, dtype=dtype, rngs=rngs) if config.aux_head else None
-        self.config = config
+        self.aux_head: nnx.Linear | None
+        self.reset_classifier(config.num_classes, rngs=rngs)
         self.deterministic = False  # model.eval() sets it: inference output
+
+    @property
+    def config(self) -> RMTConfig:
+        """The architecture."""
+        return self.backbone.config
+
+    def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs) -> None:
+        """Replace the head, and a starred model's auxiliary head, by fresh ones for `num_classes`."""
+        config, dtype = dataclasses.replace(self.backbone.config, num_classes=num_classes), self.backbone.dtype
+        self.backbone.config = config
+        self.head = linear(config.proj_dim, num_classes, dtype=dtype, rngs=rngs)
+        aux_features = config.embed_dims[-1] if config.aux_tap == "features" else config.proj_dim
+        self.aux_head = linear(aux_features, num_classes, dtype=dtype, rngs=rngs) if config.aux_head else None
 
     def __call__(
         self, images: Images, *, rngs: nnx.Rngs | None = None, mix_box: Int[Array, "4"] | None = None

@@ -34,6 +34,7 @@ Output = Float[Array, "batch _ _ _"]  # a map of another size
 
 MIN_SIZE = 32  # the stride of the last stage
 MIX_SCALE = 8  # stem positions along each side of a token of the last stage
+EXTRA_NORM_EPSILON = 1e-5  # upstream's, unlike the 1e-6 of all other LayerNorms
 
 
 class FeatureInfo(NamedTuple):
@@ -202,6 +203,8 @@ class Backbone(nnx.Module):
                 for stage, depth in enumerate(config.depths)
             ]
         )
+        norms = [layer_norm(dim, epsilon=EXTRA_NORM_EPSILON, dtype=dtype, rngs=rngs) for dim in config.embed_dims]
+        self.extra_norms = nnx.List(norms) if config.extra_norms else None
         self.config, self.dtype = config, dtype
         self.deterministic = False  # model.eval() sets it: no drop path
 
@@ -219,6 +222,8 @@ class Backbone(nnx.Module):
         self, images: Images, *, rngs: nnx.Rngs | None = None, mix_box: Int[Array, "4"] | None = None
     ) -> tuple[Output, ...]:
         """The four maps, each a stage's output before the downsampling that follows it.
+
+        With `extra_norms` the maps are normalised; what goes on to the next stage is not.
 
         Args:
             images: [batch height width 3] normalised floats, 32x32 pixels or more, square or not.
@@ -244,7 +249,9 @@ class Backbone(nnx.Module):
             maps.append(x)
             if stage.downsample is not None:
                 x = stage.downsample(x)
-        return tuple(maps)
+        if self.extra_norms is None:
+            return tuple(maps)
+        return tuple(norm(x) for norm, x in zip(self.extra_norms, maps, strict=True))
 
     def _drop_path_keys(self, rngs: nnx.Rngs | None) -> list[Array] | list[None]:
         """Keys of the blocks of each stage: different for every block."""

@@ -27,6 +27,8 @@ class RMTConfig:
         aux_head: token-level head of the starred models.
         aux_tap: where the auxiliary head reads: the last stage's output, or after the projection, its BatchNorm or its
             activation (upstream's released RMT-S* has a head as wide as the projection; where it reads is unknown).
+        extra_norms: a LayerNorm on each of the four maps that a backbone returns, as upstream's detectors and
+            segmentors have. Not for classifiers.
         remat: recompute each block in the backward pass instead of keeping its activations. Changes no number.
     """
 
@@ -43,6 +45,7 @@ class RMTConfig:
     num_classes: int = 1000
     aux_head: bool = False
     aux_tap: AuxTap = "features"
+    extra_norms: bool = False
     remat: bool = False
 
     def __post_init__(self) -> None:

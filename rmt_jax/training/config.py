@@ -76,7 +76,9 @@ class Config:
         eval_batch_size: over all devices; None is `batch_size`.
         eval_every_epochs: evaluate, save a checkpoint and redraw the curves so often, and at the end.
         log_every_steps: training metrics are averaged over so many steps and written.
-        init_from: workdir whose latest weights (moving average) a new run starts from, or None.
+        init_from: what a new run takes its weights from, or None: a workdir (its latest moving average), or what
+            `rmt_jax.load_pretrained` takes. Of another task only the backbone is taken, and a head that does not fit
+            stays fresh.
     """
 
     seed: int = 0

@@ -10,7 +10,8 @@ import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding
 
-from rmt_jax.training.checkpoint import Checkpoints, has_checkpoint
+from rmt_jax.convert import has_checkpoint
+from rmt_jax.training.checkpoint import Checkpoints
 from rmt_jax.training.config import Config
 from rmt_jax.training.figures import plot_predictions
 from rmt_jax.training.report import print_results, print_summary
@@ -34,7 +35,7 @@ class Evaluation:
         if not trained and config.init_from is None:
             raise ValueError(
                 f"--mode=eval needs weights: the workdir {workdir} holds no checkpoint and init_from is not set. "
-                f"Train first, or give --workdir of a trained run or --config.init_from=WORKDIR."
+                f"Train first, or give --workdir of a trained run, or --config.init_from=WEIGHTS."
             )
         self.setup = prepare(config)
         self.source = workdir if trained else pathlib.Path(str(config.init_from))

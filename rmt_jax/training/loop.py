@@ -6,7 +6,8 @@ import time
 
 import jax
 
-from rmt_jax.training.checkpoint import Checkpoints, has_checkpoint
+from rmt_jax.convert import has_checkpoint
+from rmt_jax.training.checkpoint import Checkpoints
 from rmt_jax.training.config import Config
 from rmt_jax.training.environment import write_environment
 from rmt_jax.training.evaluation import evaluate, plot_pictures, put_batch
@@ -24,7 +25,7 @@ class Training:
     """A run in a workdir, new or gone on with: checked, and its state at hand, when it is made.
 
     Raises:
-        ValueError, FileNotFoundError: what cannot run (see `prepare`, `open_workdir` and `load_weights`), or a
+        ValueError, FileNotFoundError: what cannot run (see `prepare`, `open_workdir` and `initial_state`), or a
             checkpoint that lies beyond the end.
     """
 

@@ -28,10 +28,8 @@ def run(config: str, words: Sequence[str] = (), *, workdir: str | None = None, m
     folder = pathlib.Path(workdir) if workdir else pathlib.Path("workdir") / pathlib.Path(config.partition(":")[0]).stem
     try:
         job = MODES[mode](parse(load_config(config, words)), folder)
-    except (
-        ValueError,
-        FileNotFoundError,
-    ) as error:  # only of what was given: what goes wrong later keeps its traceback
+    # Only of what was given: what goes wrong later keeps its traceback.
+    except (ValueError, FileNotFoundError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,11 +12,11 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
+from rmt_jax.convert import load_into, read_weights
 from rmt_jax.data import EvalLoader, TrainLoader, open_source
 from rmt_jax.models import abstract_model
 from rmt_jax.models.flops import count_flops
 from rmt_jax.tasks import Classification
-from rmt_jax.training.checkpoint import load_weights
 from rmt_jax.training.config import Config
 from rmt_jax.training.optimizer import make_optimizer
 from rmt_jax.training.report import log
@@ -183,14 +182,16 @@ def initial_state(setup: Setup) -> State:
     """The state at step 0: fresh weights, or those of `init_from`, and a fresh optimiser.
 
     Raises:
-        ValueError: `init_from` holds no weights, or those of another backbone.
+        ValueError: `init_from` holds no weights of RMT, or those of another backbone.
+        FileNotFoundError, ImportError: see `read_weights`.
     """
     # Drawn op by op: XLA takes minutes over one program that draws all weights, and seconds over the single draws.
     model = setup.task.init_model(nnx.Rngs(setup.config.seed))
     source = setup.config.init_from
     if source is not None:
-        fresh = load_weights(model, pathlib.Path(source))
-        log(f"Weights from {source}" + (f"; fresh: {', '.join(fresh)}" if fresh else ""))
+        weights = read_weights(source)
+        fit = load_into(model, weights, f"init_from={source!r}")
+        log("; ".join(filter(None, [f"Weights from {source}: {weights.describe()}, {weights.kind}", str(fit)])))
     return setup.init(model)
 
 

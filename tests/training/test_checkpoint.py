@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rmt_jax.training.checkpoint import BEST_METRIC, Checkpoints, has_checkpoint
+from rmt_jax.convert import has_checkpoint
+from rmt_jax.training.checkpoint import BEST_METRIC, Checkpoints
 from rmt_jax.training.config import CheckpointConfig
 from rmt_jax.training.state import State
 

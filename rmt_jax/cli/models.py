@@ -1,8 +1,7 @@
-"""The command `rmt`."""
+"""`rmt models`: the family with its size and cost."""
 
 import argparse
 import functools
-from collections.abc import Sequence
 
 import jax
 from flax import nnx
@@ -12,21 +11,19 @@ from rich.table import Column, Table
 
 from rmt_jax.models import Classifier, abstract_model, create_model, list_models, variant
 from rmt_jax.models.flops import count_flops
-from rmt_jax.version import __version__
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="rmt", description="RMT in JAX. To train, see: python main.py --help")
-    parser.add_argument("--version", action="version", version=f"rmt_jax {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True)
-    models = commands.add_parser("models", help="list the models with their size and cost")
-    models.add_argument("--image-size", type=int, default=224, help="side of the square picture (default: 224)")
-    models.set_defaults(run=lambda options: print_models(options.image_size))
-    options = parser.parse_args(arguments)
-    if getattr(options, "image_size", 32) < 32:
-        parser.error(f"--image-size {options.image_size}: the models take 32 pixels or more")
-    options.run(options)
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser("models", help="list the models with their size and cost")
+    parser.add_argument("--image-size", type=int, default=224, help="side of the square picture (default: 224)")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.image_size < 32:
+        raise ValueError(f"--image-size {options.image_size}: the models take 32 pixels or more.")
+    print_models(options.image_size)
     return 0
 
 

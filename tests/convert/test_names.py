@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rmt_jax.convert import flat_paths, from_torch, model_arrays, relpos_constants, to_torch, torch_key
+from rmt_jax.convert import from_torch, relpos_constants, to_torch, torch_key
 from rmt_jax.models import Classifier, list_models
+from rmt_jax.models.arrays import flat_paths, model_arrays
 from tests.models.small import abstract, small
 
 StateDict = dict[str, np.ndarray]

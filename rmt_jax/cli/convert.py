@@ -1,0 +1,155 @@
+"""`rmt convert`: PyTorch checkpoints to ours and back, with proof."""
+
+import argparse
+import pathlib
+import resource
+import sys
+import time
+from typing import get_args
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rmt_jax.convert import read_weights, verify, write_weights
+from rmt_jax.convert.describe import describe_source, describe_weights
+from rmt_jax.convert.destinations import check_destination, is_torch_layout
+from rmt_jax.convert.report import Row, report_csv, report_rows
+from rmt_jax.convert.sources import locate
+from rmt_jax.convert.weights import Weights
+from rmt_jax.models import list_models
+from rmt_jax.models.variants import AuxTap
+
+DESCRIPTION = """\
+Converts the authors' PyTorch checkpoints to rmt_jax and back. The model is recognised from keys and shapes.
+
+  rmt convert --list RMT-S.pth              what is in a file
+  rmt convert RMT-S.pth rmt_s               to a model directory, for rmt_jax.load_pretrained and init_from
+  rmt convert RMT-S.pth rmt_s.safetensors   to one file, with upstream's names
+  rmt convert rmt_s RMT-S.pth               and back: upstream loads it with strict=True
+  rmt convert workdir/rmt_s RMT-S.pth       the latest checkpoint of a training run
+"""
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "convert",
+        help="convert PyTorch checkpoints, both ways",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Exit codes: 0 converted, 1 --verify found a difference, 2 refused (nothing is written).",
+    )
+    parser.add_argument("source", help=".pth, .pt, .safetensors, model directory, workdir, or user/name on the hub")
+    parser.add_argument(
+        "destination", nargs="?", type=pathlib.Path, help="NAME.safetensors, NAME.pth, or a model directory"
+    )
+    parser.add_argument("--list", action="store_true", help="only describe the source")
+    parser.add_argument(
+        "--weights", choices=("ema", "raw"), help="which weights (default: the moving average where there is one)"
+    )
+    parser.add_argument("--entry", help="which entry of the file, where several could be meant")
+    parser.add_argument(
+        "--model", choices=list_models(), metavar="NAME", help="the model (see rmt models), where it is not recognised"
+    )
+    parser.add_argument(
+        "--aux-tap", choices=get_args(AuxTap), help="where an auxiliary head as wide as the projection reads"
+    )
+    parser.add_argument(
+        "--report",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="a table of every tensor: printed, or written to FILE as CSV",
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="compare a picture's outputs before, after and, if there is, in PyTorch"
+    )
+    parser.add_argument("--force", action="store_true", help="replace the destination")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.list:
+        if options.destination is not None:
+            raise ValueError("--list only describes the source: leave the destination out.")
+        path = locate(options.source)
+        kind, rows = describe_source(path)
+        _print_rows(f"{options.source}: {kind}, {_size(path)}", rows)
+        return 0
+    if options.destination is None:
+        raise ValueError("a destination is needed: a directory, NAME.safetensors or NAME.pth (or --list).")
+    return _convert(options)
+
+
+def _convert(options: argparse.Namespace) -> int:
+    started, source = time.monotonic(), pathlib.Path(options.source)
+    destination: pathlib.Path = options.destination
+    check_destination(destination, source, force=options.force)
+    if options.report not in (None, "-"):
+        check_destination(pathlib.Path(options.report), source, force=True)
+    weights = read_weights(
+        options.source, weights=options.weights, entry=options.entry, model=options.model, aux_tap=options.aux_tap
+    )
+    rows = {"sha256": weights.provenance["sha256"]}
+    rows |= describe_weights(weights, chosen=options.weights is not None or options.entry is not None)
+    write_weights(weights, destination, force=options.force)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    rows["written"] = (
+        f"{destination}, {_size(destination)}, in {time.monotonic() - started:.1f} s, peak memory {peak / 1e6:,.0f} MB"
+    )
+    _print_rows(f"{options.source} -> {destination}", rows)
+    if options.report is not None:
+        _report(weights, destination, options.report)
+    return _verify(weights, destination) if options.verify else 0
+
+
+def _report(weights: Weights, destination: pathlib.Path, where: str) -> None:
+    rows = report_rows(weights, to_torch=is_torch_layout(destination))
+    if where != "-":
+        pathlib.Path(where).write_text(report_csv(rows), encoding="utf-8")
+        print(f"Table of every tensor: {where}")
+        return
+    table = Table(*Row._fields, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for row in rows:
+        table.add_row(*(Text(cell, overflow="fold") for cell in row))
+    Console().print(table)
+
+
+def _verify(weights: Weights, destination: pathlib.Path) -> int:
+    """Print what the same picture gives before and after; returns the exit code."""
+    images = verify.sample_images()
+    before = verify.outputs(weights, images)
+    after = verify.outputs(read_weights(destination), images)
+    rows = {f"{name}, before": words for name, words in verify.statistics(before).items()}
+    rows |= {f"{name}, after": words for name, words in verify.statistics(after).items()}
+    errors = {"before and after": verify.relative_error(after, before)}
+    try:
+        reference = verify.reference_outputs(weights, images)
+    except ImportError as error:
+        rows["PyTorch"] = f"not compared: {error}"
+    else:
+        errors["after and PyTorch"] = verify.relative_error(after, reference)
+        default = verify.relative_error(verify.outputs(weights, images, precision=None), reference)
+        rows["default precision"] = f"this platform's is {default:.1e} from PyTorch"
+    within = all(distance <= verify.TOLERANCE for distance in errors.values())
+    for name, distance in errors.items():
+        rows[name] = "identical" if distance == 0 else f"largest difference {distance:.1e} of the largest magnitude"
+    rows["result"] = f"{'equal' if within else 'NOT EQUAL'} within {verify.TOLERANCE:g}"
+    _print_rows("Verified with float32, highest matmul precision, 224x224 normal noise", rows)
+    return 0 if within else 1
+
+
+def _print_rows(title: str, rows: dict[str, str]) -> None:
+    table = Table(title=Text(title, style="bold"), title_justify="left", show_header=False, box=box.SIMPLE)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(Text(name), Text(value))
+    Console().print(table)
+
+
+def _size(path: pathlib.Path) -> str:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return f"{sum(file.stat().st_size for file in files) / 1e6:,.1f} MB"

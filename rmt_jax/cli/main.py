@@ -1,0 +1,42 @@
+"""From the words of a command line to a subcommand."""
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from rmt_jax.cli import convert, models
+from rmt_jax.version import __version__
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code.
+
+    0 done, 1 done with a finding (see the subcommand), 2 something to mend in what was given, 130 or 143 after
+    Ctrl-C or SIGTERM. Messages for the user go to standard error.
+    """
+    parser = argparse.ArgumentParser(prog="rmt", description="RMT in JAX. To train, see: python main.py --help")
+    parser.add_argument("--version", action="version", version=f"rmt_jax {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True)
+    for command in (models, convert):
+        command.add_parser(commands)
+    options = parser.parse_args(arguments)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports what it does
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return options.run(options)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    """Ends by an exception, so that what is half written is removed."""
+    raise SystemExit(128 + signum)

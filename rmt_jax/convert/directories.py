@@ -1,0 +1,120 @@
+"""Folders of ours: model directories, made by conversion, and the workdirs of training.
+
+A model directory holds model.json (what the model is, where its weights come from, upstream's entries without weights)
+and weights/, an Orbax checkpoint of {"params": ..., "batch_stats": ...}.
+"""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from rmt_jax.convert.weights import Weights, is_counter, parse_card, upstream_buffers
+from rmt_jax.models import RMTConfig, variant
+from rmt_jax.models.arrays import flat_paths, nest
+
+CARD_FILE = "model.json"
+WEIGHTS_FOLDER = "weights"
+
+# Orbax keeps a data file in memory until it is full: small ones bound the memory that a conversion takes.
+DATA_FILE_SIZE = 16 * 2**20
+
+
+def is_model_directory(folder: pathlib.Path) -> bool:
+    """Whether a folder is one that `write_directory` made."""
+    return (folder / CARD_FILE).is_file() and (folder / WEIGHTS_FOLDER).is_dir()
+
+
+def write_directory(folder: pathlib.Path, weights: Weights) -> None:
+    """Write a model directory, which must not exist. Not atomic by itself."""
+    folder.mkdir()
+    statistics = {path for path in weights.arrays if path.endswith(("/mean", "/var"))}
+    tree = {
+        "params": nest({path: array for path, array in weights.arrays.items() if path not in statistics}),
+        "batch_stats": nest({path: weights.arrays[path] for path in statistics}),
+    }
+    arguments = ocp.args.PyTreeSave(tree, ocdbt_target_data_file_size=DATA_FILE_SIZE)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        checkpointer.save((folder / WEIGHTS_FOLDER).resolve(), args=arguments)
+    # float32 survives: its float64 is exact, and JSON's digits read back as the same float64.
+    card = weights.card() | {"buffers": {key: value.tolist() for key, value in weights.buffers.items()}}
+    (folder / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+
+def read_directory(folder: pathlib.Path) -> Weights:
+    """The weights of a model directory.
+
+    Raises:
+        ValueError: it is damaged, or of a later version.
+    """
+    where = str(folder / CARD_FILE)
+    text = (folder / CARD_FILE).read_text(encoding="utf-8", errors="replace")
+    name, task, config, provenance = parse_card(text, where)
+    buffers = {
+        str(key): np.array(value, np.int64 if is_counter(str(key)) else np.float32)
+        for key, value in dict(json.loads(text).get("buffers", {})).items()
+    }
+    return Weights(name, task, config, _restore(folder / WEIGHTS_FOLDER), buffers, provenance)
+
+
+def checkpoint_folder(workdir: pathlib.Path) -> pathlib.Path:
+    """Where a workdir keeps its checkpoints, absolute as Orbax wants it."""
+    return workdir.resolve() / "checkpoints"
+
+
+def has_checkpoint(workdir: pathlib.Path) -> bool:
+    """Whether a workdir holds a complete checkpoint; creates nothing."""
+    folder = checkpoint_folder(workdir)
+    return folder.is_dir() and bool(ocp.utils.checkpoint_steps(folder))
+
+
+def read_workdir(workdir: pathlib.Path, *, raw: bool = False) -> Weights:
+    """The latest weights of a training run: their moving average, or the raw ones.
+
+    Raises:
+        ValueError: it holds no checkpoint, or a damaged config.json.
+    """
+    if not has_checkpoint(workdir):
+        raise ValueError(f"The workdir {workdir} holds no checkpoint yet.")
+    step = max(ocp.utils.checkpoint_steps(checkpoint_folder(workdir)))
+    item = "model" if raw else "ema"
+    arrays = _restore(checkpoint_folder(workdir) / str(step) / item)
+    name, config, steps_per_update = _configuration(workdir / "config.json", arrays["head/bias"].shape[0])
+    return Weights(
+        name=name,
+        task="classification",
+        config=config,
+        arrays=arrays,
+        buffers=upstream_buffers(config, arrays, steps=step * steps_per_update),
+        provenance={"layout": "workdir", "weights": "raw" if raw else "ema", "step": step},
+    )
+
+
+def _configuration(path: pathlib.Path, num_classes: int) -> tuple[str, RMTConfig, int]:
+    """(model, architecture, batches that BatchNorm sees in a step) of a run."""
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        model = run["model"]
+        fields = dict(model["architecture"])
+        if model["drop_path"] is not None:
+            fields["drop_path"] = model["drop_path"]
+        return model["name"], variant(model["name"], **fields, num_classes=num_classes), run["grad_accum_steps"]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not describe a run ({error}).") from error
+
+
+def _restore(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """{path: array} of an Orbax checkpoint of {"params", "batch_stats"}, whatever devices it was saved from."""
+    try:
+        handler = ocp.PyTreeCheckpointHandler()
+        # From the handler: the checkpointer would warn that an item of a training checkpoint has no file about itself.
+        metadata = handler.metadata(folder.resolve())
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree)
+        with ocp.Checkpointer(handler) as checkpointer:
+            tree = checkpointer.restore(folder.resolve(), args=ocp.args.PyTreeRestore(restore_args=arguments))
+        return {path: array for part in tree.values() for path, array in flat_paths(part)}
+    # Damaged files raise whatever the layers below it raise.
+    except Exception as error:
+        raise ValueError(f"{folder} is no Orbax checkpoint, or a damaged one: {str(error).splitlines()[0]}") from error

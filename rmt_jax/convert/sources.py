@@ -1,0 +1,257 @@
+"""Weights from wherever they are: a PyTorch or safetensors file, a model directory, a workdir, the Hugging Face hub."""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from rmt_jax.convert.directories import has_checkpoint, is_model_directory, read_directory, read_workdir
+from rmt_jax.convert.names import convert_state_dict, raise_problems, torch_key
+from rmt_jax.convert.recognize import recognize
+from rmt_jax.convert.state_dicts import choose, find_candidates
+from rmt_jax.convert.torch_file import read_torch
+from rmt_jax.convert.weights import KINDS, UNSTATED, Weights, array_problems, parse_card
+from rmt_jax.models import RMTConfig
+from rmt_jax.version import __version__
+
+CARD_KEY = "rmt_jax"  # of a file's metadata
+HUB_FILE = "model.safetensors"
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_NOT_CHECKPOINTS = (
+    (b"<", "looks like a web page: was the page downloaded instead of the file?"),
+    (b"version https://git-lfs", "is a Git LFS pointer, not the file itself: run `git lfs pull`."),
+)
+
+
+class File(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        content: tensors as arrays, dicts and all else as they are.
+        card: JSON text that says what model it is, in files that we wrote.
+        kind: in words.
+    """
+
+    content: Any
+    card: str | None
+    kind: str
+
+
+def read_weights(
+    source: str | pathlib.Path,
+    *,
+    weights: str | None = None,
+    entry: str | None = None,
+    model: str | None = None,
+    aux_tap: str | None = None,
+) -> Weights:
+    """A model's weights, complete and checked.
+
+    Args:
+        source: a .pth, .pt or .safetensors file under any name, a model directory, the workdir of a training run, or
+            "user/name" (or "user/name@revision") on the Hugging Face hub.
+        weights: "ema" or "raw"; None is the moving average where there is one.
+        entry: the entry of a PyTorch file, where it holds several candidates.
+        model: name of the model, where its keys and shapes do not tell.
+        aux_tap: where an auxiliary head as wide as the projection reads, see `RMTConfig`.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ImportError: PyTorch or huggingface_hub is needed and missing.
+        ValueError: no weights of RMT, not safe to read, or incomplete; with everything that does not fit.
+    """
+    path = locate(source)
+    if not path.is_dir():
+        found = _from_file(path, weights=weights, entry=entry, model=model, aux_tap=aux_tap)
+    else:
+        for option, value in (("--entry", entry), ("--model", model), ("--aux-tap", aux_tap)):
+            if value is not None:
+                raise ValueError(f"{option} is of files; the directory {path} says itself what it holds.")
+        found = _from_directory(path, weights)
+    identity = {"source": path.name, "sha256": sha256(path), "versions": _versions()}
+    return dataclasses.replace(found, provenance=identity | dict(found.provenance))
+
+
+def locate(source: str | pathlib.Path) -> pathlib.Path:
+    """The local path of a source, which is downloaded when it is a name on the hub.
+
+    Raises:
+        FileNotFoundError: neither a path nor a name on the hub.
+    """
+    path = pathlib.Path(source).expanduser()
+    if path.exists():
+        return path
+    if not isinstance(source, str) or not _HUB_NAME.fullmatch(source) or path.suffix in (".pth", ".pt", ".safetensors"):
+        raise FileNotFoundError(f"{source}: no such file or directory.")
+    return _download(source)
+
+
+def read_file(path: pathlib.Path) -> File:
+    """What a checkpoint file holds, whatever its name; nothing in it is run.
+
+    Raises:
+        ImportError: it is a PyTorch file, and PyTorch is missing.
+        ValueError: it is no such file, damaged, or not safe to read.
+    """
+    with path.open("rb") as file:
+        start = file.read(32)
+    if not start:
+        raise ValueError(f"{path} is empty (an interrupted download?).")
+    for beginning, meaning in _NOT_CHECKPOINTS:
+        if start.lstrip().startswith(beginning):
+            raise ValueError(f"{path} {meaning}")
+    if path.suffix == ".safetensors" or start[8:9] == b"{":
+        return _read_safetensors(path)
+    content = read_torch(path)
+    card = content.get(CARD_KEY) if isinstance(content, Mapping) else None
+    return File(content, card if isinstance(card, str) else None, "PyTorch")
+
+
+def _read_safetensors(path: pathlib.Path) -> File:
+    arrays: dict[str, np.ndarray] = {}
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            for key in file.keys():  # noqa: SIM118, not a dict
+                if file.get_slice(key).get_dtype() != "BF16":
+                    arrays[key] = file.get_tensor(key)
+        missing = _bfloat16(path, arrays)
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{path} is no safetensors file, or a damaged one (an incomplete download?): {error}"
+        ) from error
+    return File(arrays | missing, metadata.get(CARD_KEY), "safetensors")
+
+
+def _bfloat16(path: pathlib.Path, others: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The bfloat16 arrays of a safetensors file, which its reader for NumPy refuses."""
+    arrays = {}
+    with safetensors.safe_open(path, framework="flax") as file:
+        for key in file.keys():  # noqa: SIM118, not a dict
+            if key not in others:
+                arrays[key] = np.asarray(file.get_tensor(key)).astype(ml_dtypes.bfloat16, copy=False)
+    return arrays
+
+
+def _from_file(
+    path: pathlib.Path, *, weights: str | None, entry: str | None, model: str | None, aux_tap: str | None
+) -> Weights:
+    file = read_file(path)
+    try:
+        if file.card is None or model is not None:
+            chosen = choose(find_candidates(file.content), file.content, weights=weights, entry=entry)
+            name, task, config, notes = recognize(chosen.state_dict, model=model, aux_tap=aux_tap)
+            provenance = {"layout": chosen.layout, "weights": chosen.kind}
+        else:
+            chosen = choose(find_candidates(file.content), file.content, weights=None, entry=entry)
+            name, task, config, before = parse_card(file.card, f"its entry {CARD_KEY}")
+            _check_kind(before, weights)
+            _check_depths(config, len(chosen.state_dict))
+            notes, provenance = (), _inherited(before)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    provenance |= {key: value for key, value in (("entry", chosen.entry), ("prefix", chosen.prefix)) if value}
+    model_of_it = Weights(name, task, config, {}).abstract_model()
+    conversion = convert_state_dict(chosen.state_dict, model_of_it)
+    unknown = [f"unexpected: {key} {np.shape(value)}" for key, value in chosen.unknown.items()]
+    raise_problems(conversion.problems + unknown)
+    return Weights(
+        name=name,
+        task=task,
+        config=config,
+        arrays=conversion.arrays,
+        buffers=conversion.buffers,
+        provenance=provenance,
+        source_keys={own: chosen.prefix + torch_key(own) for own in conversion.arrays},
+        left_out={key: np.shape(value) for key, value in chosen.heads.items()},
+        notes=notes,
+    )
+
+
+def _from_directory(path: pathlib.Path, weights: str | None) -> Weights:
+    if is_model_directory(path):
+        found = read_directory(path)
+        _check_kind(found.provenance, weights)
+        found = dataclasses.replace(found, provenance=_inherited(found.provenance))
+        _check_depths(found.config, len(found.arrays))
+    elif (path / "config.json").is_file() or has_checkpoint(path):
+        found = read_workdir(path, raw=weights == "raw")
+    else:
+        raise ValueError(
+            f"{path} is a directory, but neither a model directory (of `rmt convert`) nor a workdir (of main.py). Give "
+            f"the checkpoint file in it, if there is one."
+        )
+    raise_problems(array_problems(found.arrays, found.abstract_model()))
+    return found
+
+
+def _inherited(before: Mapping[str, Any]) -> dict[str, Any]:
+    """The provenance of what was converted before: what it says of the weights stays, the rest goes one step back."""
+    return {"layout": "rmt_jax", "weights": before.get("weights", UNSTATED), "before": dict(before)}
+
+
+def _check_kind(before: Mapping[str, Any], weights: str | None) -> None:
+    kind = before.get("weights", UNSTATED)
+    if weights is not None and weights != kind:
+        raise ValueError(f"--weights={weights}: only one set of weights is there, {KINDS.get(kind, kind)}.")
+
+
+def _check_depths(config: RMTConfig, entries: int) -> None:
+    """Before a model of a size that a damaged file claims is built."""
+    if sum(config.depths) > entries:
+        raise ValueError(
+            f"the configuration says {sum(config.depths)} blocks, but there are {entries} arrays: damaged."
+        )
+
+
+def sha256(path: pathlib.Path) -> str:
+    """Of a file, or of all files of a folder with their names."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for file_path in sorted(path.rglob("*")):
+        if file_path.is_file():
+            digest.update(f"{file_path.relative_to(path)}\n{sha256(file_path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    installed = {"rmt_jax": __version__}
+    for package in ("jax", "flax", "orbax-checkpoint", "numpy", "torch"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            installed[package] = importlib.metadata.version(package)
+    return installed
+
+
+def _download(name: str) -> pathlib.Path:
+    """The file of a name on the hub, in its cache.
+
+    Raises:
+        ImportError: no huggingface_hub.
+        FileNotFoundError: not there, or not reachable.
+    """
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise ImportError(
+            f"{name} is no local path, and reading from the hub needs huggingface_hub: pip install 'rmt-jax[hub]'."
+        ) from error
+    repository, _, revision = name.partition("@")
+    try:
+        return pathlib.Path(huggingface_hub.hf_hub_download(repository, HUB_FILE, revision=revision or None))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(
+            f"{name}: no such file or directory, and {HUB_FILE} of this name could not be had from the hub ({reason})."
+        ) from error

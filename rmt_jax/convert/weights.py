@@ -1,0 +1,211 @@
+"""A model's weights outside a model, with all that is needed to build it: what is read, converted and written."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from rmt_jax.convert.names import COUNTERS, fill, finite_problems, raise_problems, relpos_constants, to_torch, torch_key
+from rmt_jax.models import Backbone, Classifier, RMTConfig, abstract_model, build_model
+from rmt_jax.models.arrays import flat_paths, model_arrays, nest
+
+CARD_FORMAT = 1
+
+# Which weights of a training run: what `--weights` takes, and what a file of one bare state dict leaves open.
+UNSTATED = "unstated"
+KINDS = {"ema": "the moving average (EMA)", "raw": "the raw weights", UNSTATED: "weights that may be raw or EMA"}
+
+# What a backbone's arrays mean depends on these and is not seen in their shapes alone.
+BACKBONE_FIELDS = (
+    "embed_dims", "depths", "num_heads", "mlp_ratios", "decay_spans", "decay_start", "decomposed"
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Weights of one model.
+
+    Attributes:
+        name: of the model, one of `list_models()`.
+        task: "classification" or "backbone".
+        config: architecture.
+        arrays: float32, {our path: array}.
+        buffers: upstream's entries that carry no weights, by upstream's keys and verbatim; those that the source lacks
+            are computed when they are needed.
+        provenance: where the weights come from, ready for JSON.
+        source_keys: {our path: the name in the source}, for reports.
+        left_out: entries of the source that were not taken, {name: shape}.
+        notes: what the user should know.
+    """
+
+    name: str
+    task: str
+    config: RMTConfig
+    arrays: Mapping[str, np.ndarray]
+    buffers: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    source_keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    left_out: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def abstract_model(self, dtype: DTypeLike = jnp.float32) -> Classifier | Backbone:
+        """The model with shapes in the place of arrays."""
+        return abstract_model(lambda rngs: build_model(self.config, self.task, dtype=dtype, rngs=rngs))
+
+    def to_model(self, dtype: DTypeLike = jnp.float32) -> Classifier | Backbone:
+        """The model with these weights, in evaluation mode.
+
+        Raises:
+            ValueError: the arrays are not those of the model.
+        """
+        model = self.abstract_model(dtype)
+        raise_problems(array_problems(self.arrays, model))
+        fill(model, self.arrays)
+        model.eval()
+        return model
+
+    def to_torch(self) -> dict[str, np.ndarray]:
+        """Upstream's complete state dict, which it loads with strict=True."""
+        return to_torch(nest(self.arrays)) | upstream_buffers(self.config, self.arrays) | dict(self.buffers)
+
+    @property
+    def kind(self) -> str:
+        """Which weights of a training run these are, in words."""
+        return KINDS.get(self.provenance.get("weights", UNSTATED), "weights of a kind that this version does not know")
+
+    def describe(self) -> str:
+        """Name, task, classes and size of the model."""
+        size = sum(array.size for path, array in self.arrays.items() if not path.endswith(("/mean", "/var")))
+        if self.task == "classification":
+            return f"{self.name}, {self.config.num_classes} classes, {size:,} parameters"
+        norms = "with" if self.config.extra_norms else "without"
+        return f"{self.name}, backbone {norms} norms of its maps, {size:,} parameters"
+
+    def card(self) -> dict[str, Any]:
+        """Everything but the arrays, ready for JSON."""
+        return {
+            "rmt_jax": CARD_FORMAT,
+            "model": self.name,
+            "task": self.task,
+            "config": dataclasses.asdict(self.config),
+            "provenance": dict(self.provenance),
+        }
+
+
+class Fit(NamedTuple):
+    """How weights went into a model: its parameters that stayed as they were, and the weights that were not used."""
+
+    fresh: list[str]
+    unused: list[str]
+
+    def __str__(self) -> str:
+        parts = {"fresh": self.fresh, "not used": self.unused}
+        return "; ".join(f"{what}: {', '.join(paths)}" for what, paths in parts.items() if paths)
+
+
+def load_into(model: Classifier | Backbone, weights: Weights, where: str) -> Fit:
+    """Fill a model in place with the weights that fit: the whole backbone, and the parts of the head that do.
+
+    Of another task only the backbone is taken. The LayerNorms of a backbone's maps count as head.
+
+    Args:
+        model: keeps what it has where nothing fits.
+        weights: of the same architecture.
+        where: name of the source, for the error.
+
+    Raises:
+        ValueError: the backbones differ (every difference is named).
+    """
+    differences = [
+        f"{field}: {getattr(weights.config, field)} there, {getattr(model.config, field)} here"
+        for field in BACKBONE_FIELDS
+        if getattr(weights.config, field) != getattr(model.config, field)
+    ]
+    given = {_in_classifier(weights.task, path): array for path, array in weights.arrays.items()}
+    task = "classification" if isinstance(model, Classifier) else "backbone"
+    wanted = {_in_classifier(task, path): (path, leaf.shape) for path, leaf in flat_paths(model_arrays(model))}
+    fits = {path for path, (_, shape) in wanted.items() if path in given and given[path].shape == shape}
+    differences += [f"{path} does not fit" for path in wanted if _is_trunk(path) and path not in fits]
+    if differences:
+        raise ValueError(
+            f"{where} is of another model ({weights.name}), whose backbone does not fit:\n  " + "\n  ".join(differences)
+        )
+    if weights.task != task:
+        fits = {path for path in fits if _is_trunk(path)}
+    fill(model, {wanted[path][0]: given[path] for path in fits})
+    return Fit(
+        fresh=[own for path, (own, _) in wanted.items() if path not in fits],
+        unused=[path for path in given if path not in fits],
+    )
+
+
+def array_problems(arrays: Mapping[str, np.ndarray], model: nnx.Module) -> list[str]:
+    """What keeps the arrays, by path, from filling a model completely."""
+    wanted = {path: leaf.shape for path, leaf in flat_paths(model_arrays(model))}
+    problems = [f"missing: {path}" for path in wanted if path not in arrays]
+    for path, array in arrays.items():
+        if path not in wanted:
+            problems.append(f"unexpected: {path} {array.shape}")
+        elif array.shape != wanted[path]:
+            problems.append(f"shape: {path} is {array.shape}, this model needs {wanted[path]}")
+        else:
+            problems += finite_problems(path, array)
+    return problems
+
+
+def upstream_buffers(config: RMTConfig, paths: Mapping[str, Any], steps: int = 0) -> dict[str, np.ndarray]:
+    """Upstream's entries without weights, of a model that has not been there: constants, and counters of BatchNorm."""
+    counters = {
+        torch_key(path).replace("running_mean", "num_batches_tracked"): np.array(steps, np.int64)
+        for path in paths
+        if path.endswith("/mean")
+    }
+    return {key: value.astype(np.float32) for key, value in relpos_constants(config).items()} | counters
+
+
+def read_card(card: Any, where: str) -> tuple[str, str, RMTConfig, dict[str, Any]]:
+    """(name, task, architecture, provenance) of what `Weights.card` made.
+
+    Raises:
+        ValueError: it is not one, or of a later version.
+    """
+    hint = "it was not written by `rmt convert`, or is damaged: convert the original again."
+    if not isinstance(card, Mapping) or not isinstance(card.get("config"), Mapping):
+        raise ValueError(f"{where} does not describe a model: {hint}")
+    if card.get("rmt_jax") != CARD_FORMAT:
+        raise ValueError(
+            f"{where} is of format {card.get('rmt_jax')!r}, this version reads {CARD_FORMAT}: update rmt_jax."
+        )
+    try:
+        config = RMTConfig(**card["config"])
+        return str(card["model"]), str(card["task"]), config, dict(card["provenance"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{where} does not describe a model ({error}): {hint}") from error
+
+
+def parse_card(text: str | bytes, where: str) -> tuple[str, str, RMTConfig, dict[str, Any]]:
+    """`read_card` of JSON text."""
+    try:
+        card = json.loads(text)
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        raise ValueError(f"{where} is damaged ({error}): convert the original again.") from error
+    return read_card(card, where)
+
+
+def is_counter(key: str) -> bool:
+    """Whether an entry of upstream's counts the batches that a BatchNorm has seen."""
+    return COUNTERS.search(key) is not None
+
+
+def _in_classifier(task: str, path: str) -> str:
+    """A path as a classifier has it: a bare backbone's begin with what it consists of."""
+    return path if task == "classification" else f"backbone/{path}"
+
+
+def _is_trunk(path: str) -> bool:
+    return path.startswith("backbone/") and not path.startswith("backbone/extra_norms/")
