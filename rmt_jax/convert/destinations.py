@@ -76,6 +76,7 @@ def write_weights(weights: Weights, destination: pathlib.Path, *, force: bool = 
             arrays = {key: np.asarray(array, order="C") for key, array in weights.to_torch().items()}
             metadata = {"format": "pt", "rmt_jax": json.dumps(weights.card())}
             safetensors.numpy.save_file(arrays, partial, metadata=metadata)
+            partial.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
         else:
             write_torch(partial, weights.to_torch(), json.dumps(weights.card()))
 
@@ -97,3 +98,10 @@ def _replacing(destination: pathlib.Path) -> Iterator[pathlib.Path]:
         if partial.is_dir():
             shutil.rmtree(partial)
         partial.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """Permissions that new files of this process lack; there is no way to ask without setting them."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

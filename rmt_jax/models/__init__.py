@@ -1,5 +1,6 @@
 """RMT models as Flax NNX modules."""
 
+from rmt_jax.models.attention import attention_map, decay_map
 from rmt_jax.models.classifier import Classifier
 from rmt_jax.models.factory import abstract_model, build_model, create_model
 from rmt_jax.models.rmt import Backbone, FeatureInfo
@@ -11,8 +12,10 @@ __all__ = [
     "FeatureInfo",
     "RMTConfig",
     "abstract_model",
+    "attention_map",
     "build_model",
     "create_model",
+    "decay_map",
     "list_models",
     "variant",
 ]

@@ -93,20 +93,39 @@ class Retention(nnx.Module):
 
     def __call__(self, x: Map) -> Map:
         """[batch height width channels] -> the same shape."""
+        value = self.v_proj(x)
+        y = self._attend(*self._queries_and_keys(x), self._split_heads(value))
+        return self.out_proj(y.reshape(x.shape) + self.lepe(value))
+
+    def attention(self, x: Map, row: int, column: int) -> Float[Array, "batch heads height width"]:
+        """How much of every position's value goes into the output of one position: each head's map sums to 1.
+
+        Of decomposed retention, the product of its two steps. LePE is not in it.
+        """
+        q, k = self._queries_and_keys(x)
+
+        def output(values: Array) -> Array:
+            return self._attend(q, k, values)[:, row, column, :, 0].sum()
+
+        # The output is linear in the values, so its gradient is the weights, whatever computes it.
+        return jnp.moveaxis(jax.grad(output)(jnp.zeros_like(q))[..., 0], -1, 1)
+
+    def _queries_and_keys(self, x: Map) -> tuple[Array, Array]:
+        """Rotated, [batch height width heads dim]; keys scaled by dim ** -0.5."""
         height, width = x.shape[1:3]
         phase = rotary_phase(height, width, self.head_dim)[:, :, None]
-        value = self.v_proj(x)
         q = rotate(self._split_heads(self.q_proj(x)), phase)
         k = rotate(self._split_heads(self.k_proj(x)) * self.head_dim**-0.5, phase)
-        v = self._split_heads(value)
+        return q, k
 
+    def _attend(self, q: Array, k: Array, v: Array) -> Float[Array, "batch height width heads dim"]:
+        height, width = q.shape[1:3]
         rates = log_decay_rates(self.num_heads, self.decay_start, self.decay_span)
         if self.decomposed:
             decays = axis_decay(width, rates), axis_decay(height, rates)
-            y = jax.vmap(decomposed_retention, in_axes=(0, 0, 0, None, None))(q, k, v, *decays)
-        else:
-            y = jax.vmap(full_retention, in_axes=(0, 0, 0, None))(q, k, v, manhattan_decay(height, width, rates))
-        return self.out_proj(y.reshape(x.shape) + self.lepe(value))
+            return jax.vmap(decomposed_retention, in_axes=(0, 0, 0, None, None))(q, k, v, *decays)
+        decay = manhattan_decay(height, width, rates)
+        return jax.vmap(full_retention, in_axes=(0, 0, 0, None))(q, k, v, decay)
 
     def _split_heads(self, x: Map) -> Float[Array, "batch height width heads dim"]:
         return x.reshape(*x.shape[:3], self.num_heads, self.head_dim)
