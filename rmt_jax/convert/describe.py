@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from rmt_jax.convert.directories import checkpoint_folder, has_checkpoint, is_model_directory
+from rmt_jax.convert.directories import checkpoint_folder, is_model_directory
 from rmt_jax.convert.names import convert_state_dict
 from rmt_jax.convert.recognize import recognize
 from rmt_jax.convert.sources import read_file, read_weights
-from rmt_jax.convert.state_dicts import Candidate, describe_value, find_candidates
+from rmt_jax.convert.state_dicts import Candidate, describe_content, describe_value, find_candidates
 from rmt_jax.convert.weights import KINDS, Weights
 
 Rows = dict[str, str]
@@ -44,27 +44,45 @@ def describe_source(path: pathlib.Path) -> tuple[str, Rows]:
     """(kind, rows) about everything that is there, whether it converts or not.
 
     Raises:
+        ImportError: PyTorch is needed and missing.
         ValueError: it cannot be read at all.
     """
     if is_model_directory(path):
-        weights = read_weights(path)
-        return "model directory", {"model": weights.describe()} | _provenance(weights.provenance["before"])
-    if path.is_dir() and has_checkpoint(path):
-        weights = read_weights(path)
+        return "model directory", _describe_converted(path)
+    if path.is_dir():
+        weights = read_weights(path)  # a workdir, or refused
         steps = sorted(int(step.name) for step in checkpoint_folder(path).iterdir() if step.name.isdigit())
         return "workdir of a training run", {
             "model": weights.describe(),
             "checkpoints": f"steps {', '.join(map(str, steps))}; raw weights and their moving average (EMA) each",
         }
-    if path.is_dir():
-        raise ValueError(f"{path} is a directory, but neither a model directory nor a workdir.")
-    file = read_file(path)
-    candidates = {candidate.entry: candidate for candidate in find_candidates(file.content)}
+    try:
+        file = read_file(path)
+        if file.card is not None:
+            return f"{file.kind} file of rmt_jax", _describe_converted(path)
+        return f"{file.kind} file", _describe_content(file.content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _describe_converted(path: pathlib.Path) -> Rows:
+    weights = read_weights(path)
+    card = weights.provenance["before"]
+    keys = ("source", "sha256", "layout", "entry", "prefix", "step")
+    rows = {"model": weights.describe(), "weights": weights.kind} | {key: str(card[key]) for key in keys if key in card}
+    versions = card.get("versions", {})
+    return rows | {"versions": ", ".join(f"{name} {version}" for name, version in versions.items())}
+
+
+def _describe_content(content: Any) -> Rows:
+    candidates = {candidate.entry: candidate for candidate in find_candidates(content)}
     rows = {entry or "(the file itself)": _describe_candidate(candidate) for entry, candidate in candidates.items()}
-    if "" not in candidates and isinstance(file.content, Mapping):
-        others = [str(key) for key in file.content if not any(entry.split(".")[0] == key for entry in candidates)]
-        rows |= {key: describe_value(file.content[key]) for key in others}
-    return f"{file.kind} file", rows
+    if "" in candidates:
+        return rows
+    if not isinstance(content, Mapping):
+        return {"content": describe_content(content)}
+    outer = {entry.partition(".")[0] for entry in candidates}
+    return rows | {str(key): describe_value(value) for key, value in content.items() if key not in outer}
 
 
 def _describe_candidate(candidate: Candidate) -> str:
@@ -82,14 +100,6 @@ def _describe_candidate(candidate: Candidate) -> str:
     converted = Weights(name, task, config, conversion.arrays).describe()
     parts.append(f"{problems} problem(s), would be refused" if problems else converted)
     return "; ".join([*parts, *notes])
-
-
-def _provenance(card: Mapping[str, Any]) -> Rows:
-    versions = ", ".join(f"{name} {version}" for name, version in card.get("versions", {}).items())
-    keys = ("source", "sha256", "layout", "entry", "prefix", "step")
-    rows = {key: str(card[key]) for key in keys if key in card}
-    rows["weights"] = KINDS.get(card.get("weights", ""), "")
-    return rows | {"versions": versions}
 
 
 def _group(key: str) -> str:

@@ -49,9 +49,8 @@ def read_directory(folder: pathlib.Path) -> Weights:
     Raises:
         ValueError: it is damaged, or of a later version.
     """
-    where = str(folder / CARD_FILE)
     text = (folder / CARD_FILE).read_text(encoding="utf-8", errors="replace")
-    name, task, config, provenance = parse_card(text, where)
+    name, task, config, provenance = parse_card(text, CARD_FILE)
     buffers = {
         str(key): np.array(value, np.int64 if is_counter(str(key)) else np.float32)
         for key, value in dict(json.loads(text).get("buffers", {})).items()
@@ -77,7 +76,7 @@ def read_workdir(workdir: pathlib.Path, *, raw: bool = False) -> Weights:
         ValueError: it holds no checkpoint, or a damaged config.json.
     """
     if not has_checkpoint(workdir):
-        raise ValueError(f"The workdir {workdir} holds no checkpoint yet.")
+        raise ValueError("This workdir holds no checkpoint yet.")
     step = max(ocp.utils.checkpoint_steps(checkpoint_folder(workdir)))
     item = "model" if raw else "ema"
     arrays = _restore(checkpoint_folder(workdir) / str(step) / item)
@@ -102,7 +101,7 @@ def _configuration(path: pathlib.Path, num_classes: int) -> tuple[str, RMTConfig
             fields["drop_path"] = model["drop_path"]
         return model["name"], variant(model["name"], **fields, num_classes=num_classes), run["grad_accum_steps"]
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} does not describe a run ({error}).") from error
+        raise ValueError(f"config.json does not describe a run ({error}).") from error
 
 
 def _restore(folder: pathlib.Path) -> dict[str, np.ndarray]:
@@ -117,4 +116,6 @@ def _restore(folder: pathlib.Path) -> dict[str, np.ndarray]:
         return {path: array for part in tree.values() for path, array in flat_paths(part)}
     # Damaged files raise whatever the layers below it raise.
     except Exception as error:
-        raise ValueError(f"{folder} is no Orbax checkpoint, or a damaged one: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"{folder.name} is no Orbax checkpoint, or a damaged one: {str(error).splitlines()[0]}"
+        ) from error

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -105,6 +106,9 @@ def convert_state_dict(state_dict: Mapping[str, np.ndarray], model: Classifier |
     buffers: dict[str, np.ndarray] = {}
     problems = [f"missing: {key} (for {path})" for key, (path, _) in wanted.items() if key not in state_dict]
     for key, value in state_dict.items():
+        if not isinstance(value, np.ndarray | np.generic | jax.Array):
+            problems.append(f"type: {key} is a {type(value).__name__}, no array of numbers")
+            continue
         array = np.asarray(value)
         if key in wanted:
             path, shape = wanted[key]
@@ -123,10 +127,10 @@ def convert_state_dict(state_dict: Mapping[str, np.ndarray], model: Classifier |
     return Conversion(arrays, buffers, problems)
 
 
-def raise_problems(problems: list[str]) -> None:
+def raise_problems(problems: list[str], model: str = "the model") -> None:
     """Raises ValueError with all of them, if there are any."""
     if problems:
-        raise ValueError(f"These weights do not fit the model, {len(problems)} problem(s):\n  " + "\n  ".join(problems))
+        raise ValueError(f"These weights do not fit {model}, {len(problems)} problem(s):\n  " + "\n  ".join(problems))
 
 
 def fill(model: nnx.Module, arrays: Mapping[str, Any]) -> None:

@@ -103,26 +103,27 @@ def _head_fields(shapes: Shapes) -> dict[str, int]:
 def _aux_fields(shapes: Shapes, config: RMTConfig, aux_tap: str | None, notes: list[str]) -> dict[str, Any]:
     width, features = shapes["aux_head.weight"][-1], config.embed_dims[-1]
     projection = shapes.get("proj.weight", (config.proj_dim,))[0]
-    if width == features != projection and aux_tap in (None, "features"):
-        return {"aux_tap": "features"}
-    if width == features == projection and aux_tap is None:
+    narrow, wide = width == features, width == projection
+    fits = {"features": narrow, "proj": wide, "norm": wide, "activation": wide}
+    if aux_tap is None and narrow and wide:
         raise ValueError(
             f"These weights are ambiguous: the auxiliary head takes {width} channels, and so many have both the last "
             f"stage and the projection. Say where it reads with --aux-tap."
         )
-    if width == projection and aux_tap != "features":
-        tap = aux_tap or WIDE_AUX_TAP
+    tap = aux_tap or ("features" if narrow else WIDE_AUX_TAP)
+    if not fits[tap]:
+        raise ValueError(
+            f"The auxiliary head takes {width} channels"
+            + (f", which does not go with aux_tap={aux_tap!r}" if aux_tap else "")
+            + f": the last stage has {features}, the projection {projection}."
+        )
+    if wide:
         notes.append(
             f"aux tap unverified: the auxiliary head takes the projection's {width} channels; whether after the "
             f"projection, its BatchNorm or its activation is not in the file. Built with aux_tap={tap!r}"
-            + (" as given." if aux_tap else ", a guess: --aux-tap changes it.")
+            + (", as given." if aux_tap else ", a guess: --aux-tap changes it.")
         )
-        return {"aux_tap": tap}
-    raise ValueError(
-        f"The auxiliary head takes {width} channels"
-        + (f", which does not go with aux_tap={aux_tap!r}" if aux_tap else "")
-        + f": the last stage has {features}, the projection {projection}."
-    )
+    return {"aux_tap": tap}
 
 
 def _base_name(shapes: Shapes, state_dict: Mapping[str, Any]) -> str:

@@ -70,13 +70,15 @@ def read_weights(
         ValueError: no weights of RMT, not safe to read, or incomplete; with everything that does not fit.
     """
     path = locate(source)
-    if not path.is_dir():
-        found = _from_file(path, weights=weights, entry=entry, model=model, aux_tap=aux_tap)
-    else:
-        for option, value in (("--entry", entry), ("--model", model), ("--aux-tap", aux_tap)):
-            if value is not None:
-                raise ValueError(f"{option} is of files; the directory {path} says itself what it holds.")
-        found = _from_directory(path, weights)
+    options = {"entry": entry, "model": model, "aux_tap": aux_tap}
+    try:
+        if not path.is_dir():
+            found = _from_file(path, weights=weights, **options)
+        else:
+            _check_no_options(options)
+            found = _from_directory(path, weights)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     identity = {"source": path.name, "sha256": sha256(path), "versions": _versions()}
     return dataclasses.replace(found, provenance=identity | dict(found.provenance))
 
@@ -105,10 +107,10 @@ def read_file(path: pathlib.Path) -> File:
     with path.open("rb") as file:
         start = file.read(32)
     if not start:
-        raise ValueError(f"{path} is empty (an interrupted download?).")
+        raise ValueError("The file is empty (an interrupted download?).")
     for beginning, meaning in _NOT_CHECKPOINTS:
         if start.lstrip().startswith(beginning):
-            raise ValueError(f"{path} {meaning}")
+            raise ValueError(f"This {meaning}")
     if path.suffix == ".safetensors" or start[8:9] == b"{":
         return _read_safetensors(path)
     content = read_torch(path)
@@ -126,9 +128,7 @@ def _read_safetensors(path: pathlib.Path) -> File:
                     arrays[key] = file.get_tensor(key)
         missing = _bfloat16(path, arrays)
     except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{path} is no safetensors file, or a damaged one (an incomplete download?): {error}"
-        ) from error
+        raise ValueError(f"This is no safetensors file, or a damaged one (an incomplete download?): {error}") from error
     return File(arrays | missing, metadata.get(CARD_KEY), "safetensors")
 
 
@@ -146,31 +146,29 @@ def _from_file(
     path: pathlib.Path, *, weights: str | None, entry: str | None, model: str | None, aux_tap: str | None
 ) -> Weights:
     file = read_file(path)
-    try:
-        if file.card is None or model is not None:
-            chosen = choose(find_candidates(file.content), file.content, weights=weights, entry=entry)
-            name, task, config, notes = recognize(chosen.state_dict, model=model, aux_tap=aux_tap)
-            provenance = {"layout": chosen.layout, "weights": chosen.kind}
-        else:
-            chosen = choose(find_candidates(file.content), file.content, weights=None, entry=entry)
-            name, task, config, before = parse_card(file.card, f"its entry {CARD_KEY}")
-            _check_kind(before, weights)
-            _check_depths(config, len(chosen.state_dict))
-            notes, provenance = (), _inherited(before)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    provenance |= {key: value for key, value in (("entry", chosen.entry), ("prefix", chosen.prefix)) if value}
-    model_of_it = Weights(name, task, config, {}).abstract_model()
-    conversion = convert_state_dict(chosen.state_dict, model_of_it)
+    candidates = find_candidates(file.content)
+    notes: tuple[str, ...] = ()
+    if file.card is None or model is not None:
+        chosen = choose(candidates, file.content, weights=weights, entry=entry)
+        name, task, config, notes = recognize(chosen.state_dict, model=model, aux_tap=aux_tap)
+        provenance = {"layout": chosen.layout, "weights": chosen.kind}
+    else:
+        chosen = choose(candidates, file.content, weights=None, entry=entry)
+        name, task, config, before = parse_card(file.card, f"its entry {CARD_KEY}")
+        _check_kind(before, weights)
+        _check_depths(config, len(chosen.state_dict))
+        provenance = _inherited(before)
+    conversion = convert_state_dict(chosen.state_dict, Weights(name, task, config, {}).abstract_model())
     unknown = [f"unexpected: {key} {np.shape(value)}" for key, value in chosen.unknown.items()]
-    raise_problems(conversion.problems + unknown)
+    raise_problems(conversion.problems + unknown, name)
     return Weights(
         name=name,
         task=task,
         config=config,
         arrays=conversion.arrays,
         buffers=conversion.buffers,
-        provenance=provenance,
+        provenance=provenance
+        | {key: value for key, value in (("entry", chosen.entry), ("prefix", chosen.prefix)) if value},
         source_keys={own: chosen.prefix + torch_key(own) for own in conversion.arrays},
         left_out={key: np.shape(value) for key, value in chosen.heads.items()},
         notes=notes,
@@ -181,22 +179,28 @@ def _from_directory(path: pathlib.Path, weights: str | None) -> Weights:
     if is_model_directory(path):
         found = read_directory(path)
         _check_kind(found.provenance, weights)
-        found = dataclasses.replace(found, provenance=_inherited(found.provenance))
         _check_depths(found.config, len(found.arrays))
+        found = dataclasses.replace(found, provenance=_inherited(found.provenance))
     elif (path / "config.json").is_file() or has_checkpoint(path):
         found = read_workdir(path, raw=weights == "raw")
     else:
         raise ValueError(
-            f"{path} is a directory, but neither a model directory (of `rmt convert`) nor a workdir (of main.py). Give "
-            f"the checkpoint file in it, if there is one."
+            "This directory is neither a model directory (of `rmt convert`) nor a workdir (of main.py). Give the "
+            "checkpoint file in it, if there is one."
         )
-    raise_problems(array_problems(found.arrays, found.abstract_model()))
+    raise_problems(array_problems(found.arrays, found.abstract_model()), found.name)
     return found
 
 
 def _inherited(before: Mapping[str, Any]) -> dict[str, Any]:
     """The provenance of what was converted before: what it says of the weights stays, the rest goes one step back."""
     return {"layout": "rmt_jax", "weights": before.get("weights", UNSTATED), "before": dict(before)}
+
+
+def _check_no_options(options: Mapping[str, str | None]) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(f"--{name.replace('_', '-')} is of files; a directory says itself what it holds.")
 
 
 def _check_kind(before: Mapping[str, Any], weights: str | None) -> None:

@@ -8,6 +8,7 @@ from rmt_jax.convert.weights import KINDS, UNSTATED
 
 STEM = "patch_embed.proj.0.weight"  # every RMT has it, and nothing else does
 MAX_NESTING = 3
+RAW_ENTRIES = ("model", "state_dict")  # as upstream, mmcv and timm call the raw weights
 
 # What a file of a detector or segmentor is, by a key beside its backbone; the first that is found says it.
 DENSE_LAYOUTS: tuple[tuple[str, str], ...] = (
@@ -43,9 +44,10 @@ class Candidate(NamedTuple):
     @property
     def kind(self) -> str:
         """One of `KINDS`, by the entry's name: model_ema and state_dict_ema are moving averages."""
-        if not self.entry:
-            return UNSTATED
-        return "ema" if "ema" in self.entry.lower().replace(".", "_").split("_") else "raw"
+        name = self.entry.rpartition(".")[2].lower()
+        if "ema" in name.split("_"):
+            return "ema"
+        return "raw" if name in RAW_ENTRIES else UNSTATED
 
     @property
     def layout(self) -> str:

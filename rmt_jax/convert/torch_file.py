@@ -44,11 +44,11 @@ def read_torch(path: pathlib.Path) -> Any:
             warnings.simplefilter("ignore")  # about old formats: the user cannot mend the file
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=start == _ZIP)
     except pickle.UnpicklingError as error:
-        raise ValueError(_refusal(path, str(error))) from error
+        raise ValueError(_refusal(str(error))) from error
     # Damaged pickles raise whatever the interpreted garbage leads to: no list of types would be complete.
     except Exception as error:
         raise ValueError(
-            f"{path} is no PyTorch file, or a damaged one (an incomplete download?): {_first_line(error)}"
+            f"This is no PyTorch file, or a damaged one (an incomplete download?): {_first_line(error)}"
         ) from error
     return _to_numpy(content)
 
@@ -62,12 +62,12 @@ def write_torch(path: pathlib.Path, arrays: Mapping[str, np.ndarray], card: str)
     torch.save({"model": state_dict, "rmt_jax": card}, path)
 
 
-def _refusal(path: pathlib.Path, message: str) -> str:
+def _refusal(message: str) -> str:
     blocked = re.search(r"(?:GLOBAL|global|class) ([\w.]+)", message)
     if blocked is None:
-        return f"{path} is no PyTorch file, or a damaged one (an incomplete download?)."
+        return "This is no PyTorch file, or a damaged one (an incomplete download?)."
     return (
-        f"{path} holds {blocked[1]}, which is not a weight: the file could run code, so it is not read. "
+        f"The file holds {blocked[1]}, which is not a weight: the file could run code, so it is not read. "
         f"If you trust it, load it where it was made and save its state dict alone."
     )
 

@@ -182,7 +182,10 @@ def read_card(card: Any, where: str) -> tuple[str, str, RMTConfig, dict[str, Any
             f"{where} is of format {card.get('rmt_jax')!r}, this version reads {CARD_FORMAT}: update rmt_jax."
         )
     try:
-        config = RMTConfig(**card["config"])
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in card["config"].items()
+        }
+        config = RMTConfig(**fields)
         return str(card["model"]), str(card["task"]), config, dict(card["provenance"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{where} does not describe a model ({error}): {hint}") from error

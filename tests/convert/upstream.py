@@ -1,0 +1,84 @@
+"""Checkpoint files as upstream writes them, with weights made by the rule of the golden numbers.
+
+Keys and shapes are those of the independent PyTorch model, so nothing here knows our names.
+"""
+
+import argparse
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import numpy as np
+import torch
+
+from rmt_jax.models import RMTConfig, variant
+from tests import torch_rmt
+from tests.golden import golden
+
+StateDict = dict[str, torch.Tensor]
+
+
+def torch_model(config: RMTConfig, *, headless: bool = False) -> torch_rmt.RMT:
+    """The independent PyTorch model of an architecture of ours, in evaluation mode."""
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name != "remat"}
+    model = torch_rmt.RMT(**fields, headless=headless)
+    model.eval()
+    return model
+
+
+def rule(key: str, shape: tuple[int, ...]) -> str:
+    """How the golden fixtures make a weight."""
+    name = key.rpartition(".")[2]
+    if name in ("angle", "decay"):
+        return "own"
+    if name == "bias":
+        return "bias"
+    if "running" in name:
+        return name.removeprefix("running_")
+    if name == "num_batches_tracked":
+        return "zero"
+    return "scale" if len(shape) == 1 or name.startswith("gamma") else "matrix"
+
+
+@functools.cache
+def _state_dict(config: RMTConfig, headless: bool, salt: str, gain: float) -> StateDict:
+    state_dict = {}
+    for key, own in torch_model(config, headless=headless).state_dict().items():
+        array = golden.weight(salt + key, own.shape, rule(key, own.shape), gain)
+        state_dict[key] = own if array is None else torch.from_numpy(np.asarray(array))
+        if key.endswith("num_batches_tracked"):
+            state_dict[key] = torch.tensor(375300)
+    return state_dict
+
+
+def state_dict(name: str, *, headless: bool = False, salt: str = "", gain: float = 0.5, **changes: Any) -> StateDict:
+    """A complete state dict of a variant; another salt makes other weights."""
+    return dict(_state_dict(variant(name, **changes), headless, salt, gain))
+
+
+def training_checkpoint(model: StateDict, ema: StateDict | None) -> dict[str, Any]:
+    """What upstream's training saves: also the optimiser, the scaler and the command line's options."""
+    learned = [value for key, value in model.items() if "running" not in key and value.ndim and "Relpos" not in key]
+    optimizer = {
+        "state": {
+            i: {"step": torch.tensor(5.0), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+            for i, p in enumerate(learned)
+        },
+        "param_groups": [{"lr": 1e-5, "betas": (0.9, 0.999), "params": list(range(len(learned)))}],
+    }
+    options = argparse.Namespace(model="RMT_S", epochs=300, data_path="/data/imagenet", drop=0.0, resume="", seed=None)
+    checkpoint = {"model": model, "optimizer": optimizer, "lr_scheduler": {"base_values": [1e-3]}, "epoch": 299}
+    checkpoint |= {"scaler": {"scale": 65536.0, "growth_tracker": 11}, "args": options, "max_accuracy": 84.1}
+    return checkpoint if ema is None else checkpoint | {"model_ema": ema}
+
+
+def save(path: pathlib.Path, content: Any) -> pathlib.Path:
+    """torch.save; returns the path."""
+    torch.save(content, path)
+    return path
+
+
+def prefixed(state_dict: StateDict, prefix: str) -> StateDict:
+    """The same under longer names."""
+    return {prefix + key: value for key, value in state_dict.items()}
