@@ -15,11 +15,13 @@ from rich.text import Text
 from rmt_jax.convert import read_weights, verify, write_weights
 from rmt_jax.convert.describe import describe_source, describe_weights
 from rmt_jax.convert.destinations import check_destination, is_torch_layout
-from rmt_jax.convert.report import Row, report_csv, report_rows
+from rmt_jax.convert.report import report_csv, report_rows, report_text
 from rmt_jax.convert.sources import locate
 from rmt_jax.convert.weights import Weights
 from rmt_jax.models import list_models
 from rmt_jax.models.variants import AuxTap
+
+TERMINAL = "-"  # where --report without a file goes
 
 DESCRIPTION = """\
 Converts the authors' PyTorch checkpoints to rmt_jax and back. The model is recognised from keys and shapes.
@@ -59,7 +61,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--report",
         nargs="?",
-        const="-",
+        const=TERMINAL,
         metavar="FILE",
         help="a table of every tensor: printed, or written to FILE as CSV",
     )
@@ -87,8 +89,8 @@ def _convert(options: argparse.Namespace) -> int:
     started, source = time.monotonic(), pathlib.Path(options.source)
     destination: pathlib.Path = options.destination
     check_destination(destination, source, force=options.force)
-    if options.report not in (None, "-"):
-        check_destination(pathlib.Path(options.report), source, force=True)
+    if options.report not in (None, TERMINAL):
+        _check_report(pathlib.Path(options.report), force=options.force)
     weights = read_weights(
         options.source, weights=options.weights, entry=options.entry, model=options.model, aux_tap=options.aux_tap
     )
@@ -105,16 +107,20 @@ def _convert(options: argparse.Namespace) -> int:
     return _verify(weights, destination) if options.verify else 0
 
 
+def _check_report(path: pathlib.Path, *, force: bool) -> None:
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ValueError(f"--report={path}: give the name of a file in a directory that exists.")
+    if path.exists() and not force:
+        raise FileExistsError(f"--report={path} exists: give another name, or --force to replace it.")
+
+
 def _report(weights: Weights, destination: pathlib.Path, where: str) -> None:
     rows = report_rows(weights, to_torch=is_torch_layout(destination))
-    if where != "-":
-        pathlib.Path(where).write_text(report_csv(rows), encoding="utf-8")
-        print(f"Table of every tensor: {where}")
+    if where == TERMINAL:
+        print(report_text(rows))
         return
-    table = Table(*Row._fields, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for row in rows:
-        table.add_row(*(Text(cell, overflow="fold") for cell in row))
-    Console().print(table)
+    pathlib.Path(where).write_text(report_csv(rows), encoding="utf-8")
+    print(f"Table of every tensor: {where}")
 
 
 def _verify(weights: Weights, destination: pathlib.Path) -> int:
@@ -142,12 +148,14 @@ def _verify(weights: Weights, destination: pathlib.Path) -> int:
 
 
 def _print_rows(title: str, rows: dict[str, str]) -> None:
-    table = Table(title=Text(title, style="bold"), title_justify="left", show_header=False, box=box.SIMPLE)
+    console = Console()
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    table = Table(show_header=False, box=box.SIMPLE)
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(Text(name), Text(value))
-    Console().print(table)
+    console.print(table)
 
 
 def _size(path: pathlib.Path) -> str:

@@ -74,8 +74,8 @@ def write_weights(weights: Weights, destination: pathlib.Path, *, force: bool = 
             write_directory(partial, weights)
         elif destination.suffix == ".safetensors":
             arrays = {key: np.asarray(array, order="C") for key, array in weights.to_torch().items()}
-            metadata = {"format": "pt", "rmt_jax": json.dumps(weights.card())}
-            safetensors.numpy.save_file(arrays, partial, metadata=metadata)
+            # One entry only: safetensors writes several in random order, and the same source shall make the same bytes.
+            safetensors.numpy.save_file(arrays, partial, metadata={"rmt_jax": json.dumps(weights.card())})
             partial.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
         else:
             write_torch(partial, weights.to_torch(), json.dumps(weights.card()))

@@ -54,6 +54,13 @@ def report_csv(rows: Iterator[Row]) -> str:
     return text.getvalue()
 
 
+def report_text(rows: Iterator[Row]) -> str:
+    """The rows in columns, each line as long as it needs to be."""
+    table = [Row._fields, *rows]
+    widths = [max(len(row[i]) for row in table) for i in range(len(Row._fields))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table)
+
+
 def _row(source: str, target: str, array: np.ndarray, words: str) -> Row:
     values = array.astype(np.float64)
     return Row(source, target, _shape(array.shape), words, f"{values.mean():.6g}", f"{values.max():.6g}")

@@ -211,10 +211,9 @@ def _check_kind(before: Mapping[str, Any], weights: str | None) -> None:
 
 def _check_depths(config: RMTConfig, entries: int) -> None:
     """Before a model of a size that a damaged file claims is built."""
-    if sum(config.depths) > entries:
-        raise ValueError(
-            f"the configuration says {sum(config.depths)} blocks, but there are {entries} arrays: damaged."
-        )
+    blocks = sum(config.depths)
+    if blocks > entries:
+        raise ValueError(f"Damaged: the configuration says {blocks} blocks, and there are {entries} arrays.")
 
 
 def sha256(path: pathlib.Path) -> str:

@@ -353,7 +353,8 @@ def test_a_signal_leaves_nothing_behind(tmp_path: pathlib.Path) -> None:
     """SIGTERM in the middle of writing a large model."""
     large = state_dict("rmt_s", salt="large ")
     path = save(tmp_path / "large.pth", large)
-    process = subprocess.Popen([sys.executable, "-m", "rmt_jax.cli", "convert", str(path), str(tmp_path / "model")])
+    program = "import sys; from rmt_jax.cli import main; sys.exit(main())"
+    process = subprocess.Popen([sys.executable, "-c", program, "convert", str(path), str(tmp_path / "model")])
     deadline = time.monotonic() + 120
     while not any(entry.name.endswith(".partial") for entry in tmp_path.iterdir()):
         assert process.poll() is None
