@@ -20,8 +20,22 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"rmt_jax {__version__}\n"
 
 
-@pytest.mark.parametrize("words", [[], ["train"], ["models", "--image-size", "16"]])
-def test_mistakes_end_with_exit_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("words", [[], ["train"], ["convert", "x.pth", "y", "--weights=best"]])
+def test_words_that_are_not_understood(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(words)
     assert "error:" in capsys.readouterr().err
+
+
+def test_values_that_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--image-size", "16"]) == 2
+    assert capsys.readouterr().err == "error: --image-size 16: the models take 32 pixels or more.\n"
+
+
+def test_ctrl_c(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rmt_jax.cli.models.print_models", interrupted)
+    assert main(["models"]) == 130
+    assert "interrupted" in capsys.readouterr().err

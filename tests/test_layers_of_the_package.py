@@ -1,4 +1,4 @@
-"""Who may import whom: ops < models < tasks and data < training, convert and cli."""
+"""Who may import whom: ops < models < tasks and data < convert < training < cli."""
 
 import ast
 import pathlib
@@ -10,10 +10,17 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "rmt_jax"
 
-LAYERS = {"version": -1, "ops": 0, "models": 1, "tasks": 2, "data": 2, "training": 3, "convert": 3, "cli": 3, "": 3}
+LAYERS = {"version": -1, "ops": 0, "models": 1, "tasks": 2, "data": 2, "convert": 3, "": 4, "training": 4, "cli": 5}
 
 # Packages that only one part may import, at any level of nesting.
-RESERVED = {"optax": "training", "orbax": "training", "torch": "convert"}
+RESERVED = {
+    "optax": {"training"},
+    "orbax": {"training", "convert"},
+    "torch": {"convert"},
+    "safetensors": {"convert"},
+    "huggingface_hub": {"convert"},
+    "argparse": {"cli", "convert"},  # in convert it is a class in upstream's files
+}
 
 
 class Import(NamedTuple):
@@ -119,14 +126,15 @@ def test_torch_is_imported_inside_functions_only(file: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("package", RESERVED)
-def test_package_is_imported_by_one_part_only(package: str) -> None:
+def test_package_is_imported_by_its_parts_only(package: str) -> None:
     importers = {
         part_of(module_of(file)) for file in files() if any(i.module.split(".")[0] == package for i in imports_of(file))
     }
-    assert importers <= {RESERVED[package]}
+    assert importers <= RESERVED[package]
 
 
 def test_compilation_and_meshes_are_in_training_only() -> None:
+    """But for the forward pass of `rmt convert --verify`."""
     reserved = {
         "jax.jit",
         "jax.pmap",
@@ -136,8 +144,8 @@ def test_compilation_and_meshes_are_in_training_only() -> None:
         "jax.sharding.NamedSharding",
     }
     reserved |= {"nnx.jit", "nnx.pmap"}
-    users = {part_of(module_of(file)) for file in files() if attributes(file.read_text()) & reserved}
-    assert users == {"training"}
+    users = {module_of(file) for file in files() if attributes(file.read_text()) & reserved}
+    assert {part_of(module) for module in users - {"rmt_jax.convert.verify"}} == {"training"}
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.py")), ids=name)
@@ -156,6 +164,8 @@ def test_configs_are_pure_data(file: pathlib.Path) -> None:
         ("data", "tasks", False),
         ("tasks", "training", False),
         ("training", "data", True),
+        ("training", "convert", True),
+        ("convert", "training", False),
         ("models", "convert", False),
         ("models", "", False),
     ],

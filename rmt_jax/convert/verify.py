@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from flax import nnx
 
-import rmt_jax
 from rmt_jax.convert.weights import Weights
 from rmt_jax.models import Backbone, Classifier
 
@@ -19,7 +18,7 @@ IMAGE_SIZE = 224
 TOLERANCE = 2e-5  # of the largest magnitude, in float32 under the highest matmul precision
 
 # The independent PyTorch model of the tests; an installation from a wheel does not have it.
-REFERENCE = pathlib.Path(rmt_jax.__file__).parent.parent / "tests" / "torch_rmt.py"
+REFERENCE = pathlib.Path(__file__).parents[2] / "tests" / "torch_rmt.py"
 
 Outputs = dict[str, np.ndarray]
 

@@ -139,8 +139,8 @@ def load_into(model: Classifier | Backbone, weights: Weights, where: str) -> Fit
         fits = {path for path in fits if _is_trunk(path)}
     fill(model, {wanted[path][0]: given[path] for path in fits})
     return Fit(
-        fresh=[own for path, (own, _) in wanted.items() if path not in fits],
-        unused=[path for path in given if path not in fits],
+        fresh=sorted(own for path, (own, _) in wanted.items() if path not in fits),
+        unused=sorted(path for path in given if path not in fits),
     )
 
 

@@ -4,7 +4,7 @@ from rmt_jax.data.config import AugmentConfig, DataConfig
 from rmt_jax.data.digits import Digits, prepare_digits
 from rmt_jax.data.pipeline import EvalLoader, TrainLoader
 from rmt_jax.data.sources import Example, ImageSource, open_source
-from rmt_jax.data.transforms import CorruptImageError, decode
+from rmt_jax.data.transforms import CorruptImageError, decode, eval_transform
 
 __all__ = [
     "AugmentConfig",
@@ -16,6 +16,7 @@ __all__ = [
     "ImageSource",
     "TrainLoader",
     "decode",
+    "eval_transform",
     "open_source",
     "prepare_digits",
 ]

@@ -33,8 +33,12 @@ class Training:
         self.config, self.workdir = config, workdir
         self.is_main = jax.process_index() == 0
         self.setup = prepare(config)
-        if has_checkpoint(workdir) and not (workdir / "config.json").exists():
+        resumes = has_checkpoint(workdir)
+        if resumes and not (workdir / "config.json").exists():
             raise ValueError(f"The workdir {workdir} holds checkpoints without a config.json: use another --workdir.")
+        open_workdir(workdir, config, write=False)
+        if not resumes:  # before anything is written: init_from may be refused
+            self.state = initial_state(self.setup)
         open_workdir(workdir, config, write=self.is_main)
         self.checkpoints = Checkpoints(workdir, config.checkpoint)
         self.start_step = self.checkpoints.latest_step or 0
@@ -45,8 +49,6 @@ class Training:
             )
         if self.start_step:
             self.state = self.checkpoints.restore(self.start_step, self.setup.abstract_state)
-        else:
-            self.state = initial_state(self.setup)
 
     def run(self) -> int:
         """Train to the end; returns the exit code: 0, or 130 or 143 when a signal came and the run was saved.

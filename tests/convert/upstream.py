@@ -5,7 +5,6 @@ Keys and shapes are those of the independent PyTorch model, so nothing here know
 
 import argparse
 import dataclasses
-import functools
 import pathlib
 from typing import Any
 
@@ -41,8 +40,9 @@ def rule(key: str, shape: tuple[int, ...]) -> str:
     return "scale" if len(shape) == 1 or name.startswith("gamma") else "matrix"
 
 
-@functools.cache
-def _state_dict(config: RMTConfig, headless: bool, salt: str, gain: float) -> StateDict:
+def state_dict(name: str, *, headless: bool = False, salt: str = "", gain: float = 0.5, **changes: Any) -> StateDict:
+    """A complete state dict of a variant; another salt makes other weights."""
+    config = variant(name, **changes)
     state_dict = {}
     for key, own in torch_model(config, headless=headless).state_dict().items():
         array = golden.weight(salt + key, own.shape, rule(key, own.shape), gain)
@@ -50,11 +50,6 @@ def _state_dict(config: RMTConfig, headless: bool, salt: str, gain: float) -> St
         if key.endswith("num_batches_tracked"):
             state_dict[key] = torch.tensor(375300)
     return state_dict
-
-
-def state_dict(name: str, *, headless: bool = False, salt: str = "", gain: float = 0.5, **changes: Any) -> StateDict:
-    """A complete state dict of a variant; another salt makes other weights."""
-    return dict(_state_dict(variant(name, **changes), headless, salt, gain))
 
 
 def training_checkpoint(model: StateDict, ema: StateDict | None) -> dict[str, Any]:

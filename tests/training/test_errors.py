@@ -75,7 +75,7 @@ def test_evaluation_without_a_checkpoint(attempt: Attempt, tmp_path: pathlib.Pat
 
 
 def test_weights_that_are_not_there(attempt: Attempt, tmp_path: pathlib.Path) -> None:
-    assert "holds no checkpoint" in attempt(f"--config.init_from={tmp_path}", mode="eval")
+    assert "neither a model directory" in attempt(f"--config.init_from={tmp_path}", mode="eval")
 
 
 @pytest.fixture
