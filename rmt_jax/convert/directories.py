@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rmt_jax.convert.weights import Weights, is_counter, parse_card, upstream_buffers
+from rmt_jax.convert.weights import Weights, fields_from_json, is_counter, parse_card, upstream_buffers
 from rmt_jax.models import RMTConfig, variant
 from rmt_jax.models.arrays import flat_paths, nest
 
@@ -69,6 +69,11 @@ def has_checkpoint(workdir: pathlib.Path) -> bool:
     return folder.is_dir() and bool(ocp.utils.checkpoint_steps(folder))
 
 
+def item_folder(workdir: pathlib.Path, step: int, *, raw: bool) -> pathlib.Path:
+    """Where the raw weights of a step lie, or their moving average."""
+    return checkpoint_folder(workdir) / str(step) / ("model" if raw else "ema")
+
+
 def read_workdir(workdir: pathlib.Path, *, raw: bool = False) -> Weights:
     """The latest weights of a training run: their moving average, or the raw ones.
 
@@ -78,8 +83,8 @@ def read_workdir(workdir: pathlib.Path, *, raw: bool = False) -> Weights:
     if not has_checkpoint(workdir):
         raise ValueError("This workdir holds no checkpoint yet.")
     step = max(ocp.utils.checkpoint_steps(checkpoint_folder(workdir)))
-    item = "model" if raw else "ema"
-    arrays = _restore(checkpoint_folder(workdir) / str(step) / item)
+    folder = item_folder(workdir, step, raw=raw)
+    arrays = _restore(folder)
     name, config, steps_per_update = _configuration(workdir / "config.json", arrays["head/bias"].shape[0])
     return Weights(
         name=name,
@@ -96,7 +101,7 @@ def _configuration(path: pathlib.Path, num_classes: int) -> tuple[str, RMTConfig
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
         model = run["model"]
-        fields = dict(model["architecture"])
+        fields = fields_from_json(model["architecture"])
         if model["drop_path"] is not None:
             fields["drop_path"] = model["drop_path"]
         return model["name"], variant(model["name"], **fields, num_classes=num_classes), run["grad_accum_steps"]

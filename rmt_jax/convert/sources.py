@@ -13,7 +13,13 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from rmt_jax.convert.directories import has_checkpoint, is_model_directory, read_directory, read_workdir
+from rmt_jax.convert.directories import (
+    has_checkpoint,
+    is_model_directory,
+    item_folder,
+    read_directory,
+    read_workdir,
+)
 from rmt_jax.convert.names import convert_state_dict, raise_problems, torch_key
 from rmt_jax.convert.recognize import recognize
 from rmt_jax.convert.state_dicts import choose, find_candidates
@@ -79,7 +85,7 @@ def read_weights(
             found = _from_directory(path, weights)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    identity = {"source": path.name, "sha256": sha256(path), "versions": _versions()}
+    identity = {"source": path.name, "sha256": sha256(_content(path, found.provenance)), "versions": _versions()}
     return dataclasses.replace(found, provenance=identity | dict(found.provenance))
 
 
@@ -214,6 +220,13 @@ def _check_depths(config: RMTConfig, entries: int) -> None:
     blocks = sum(config.depths)
     if blocks > entries:
         raise ValueError(f"Damaged: the configuration says {blocks} blocks, and there are {entries} arrays.")
+
+
+def _content(path: pathlib.Path, provenance: Mapping[str, Any]) -> pathlib.Path:
+    """The file or folder that was read: of a workdir only a small part."""
+    if "step" not in provenance:
+        return path
+    return item_folder(path, provenance["step"], raw=provenance["weights"] == "raw")
 
 
 def sha256(path: pathlib.Path) -> str:

@@ -182,10 +182,7 @@ def read_card(card: Any, where: str) -> tuple[str, str, RMTConfig, dict[str, Any
             f"{where} is of format {card.get('rmt_jax')!r}, this version reads {CARD_FORMAT}: update rmt_jax."
         )
     try:
-        fields: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in card["config"].items()
-        }
-        config = RMTConfig(**fields)
+        config = RMTConfig(**fields_from_json(card["config"]))
         return str(card["model"]), str(card["task"]), config, dict(card["provenance"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{where} does not describe a model ({error}): {hint}") from error
@@ -198,6 +195,11 @@ def parse_card(text: str | bytes, where: str) -> tuple[str, str, RMTConfig, dict
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
         raise ValueError(f"{where} is damaged ({error}): convert the original again.") from error
     return read_card(card, where)
+
+
+def fields_from_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `RMTConfig`, whose tuples JSON made lists of."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 def is_counter(key: str) -> bool:

@@ -5,20 +5,28 @@ import functools
 import http.server
 import logging
 import pathlib
+import shutil
 import threading
 from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax import nnx
 
 import rmt_jax
 from rmt_jax.convert import Weights, load_into, load_pretrained, read_weights, write_weights
-from rmt_jax.models import Backbone, Classifier, create_model, variant
+from rmt_jax.models import Backbone, Classifier, RMTConfig, create_model, variant
 from rmt_jax.models.arrays import flat_paths, model_arrays
-from tests.convert.upstream import save, state_dict
+from rmt_jax.training.checkpoint import Checkpoints
+from rmt_jax.training.command_line import load_config
+from rmt_jax.training.config import parse
+from rmt_jax.training.state import split_model
+from rmt_jax.training.workdir import open_workdir
+from tests.convert.upstream import save, state_dict, torch_model
 from tests.models.small import jaxtyping_disabled, small
+from tests.training.conftest import TINY
 
 NANO = state_dict("rmt_nano")
 
@@ -229,3 +237,59 @@ def test_a_backbone_of_another_kind_is_refused_with_every_difference() -> None:
     assert "decomposed: (True, True, True, False) there, (True, True, False, False) here" in message
     assert "backbone/layers/2/blocks/1/gamma" not in message
     assert "backbone/layers/2/blocks/1/ffn/fc1/kernel does not fit" in message
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """What a run leaves: its configuration, and raw and averaged weights of two steps."""
+    workdir = tmp_path_factory.mktemp("runs") / "digits"
+    words = [f"--config.model.architecture.{key}={value}" for key, value in TINY.items()]
+    config = parse(load_config("configs/digits.py", [*words, "--config.model.drop_path=0.25"]))
+    open_workdir(workdir, config, write=True)
+    checkpoints = Checkpoints(workdir, config.checkpoint)
+    for step in (5, 12):
+        parts = [split_model(build(config.model.resolve(10), seed=step + offset))[1:] for offset in (0, 1)]
+        raw, ema = ({"params": params, "batch_stats": stats} for params, stats in parts)
+        checkpoints.save(step, raw | {"ema": ema, "opt_state": {}, "step": jnp.array(step)}, None)
+    checkpoints.close()
+    return workdir
+
+
+def build(config: RMTConfig, seed: int) -> Classifier:
+    return Classifier(config, rngs=nnx.Rngs(seed))
+
+
+def test_the_latest_checkpoint_of_a_run(workdir: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    model = load_pretrained(workdir)
+    assert isinstance(model, Classifier)
+    assert (model.config.embed_dims, model.config.drop_path) == ((8, 8, 16, 16), 0.25)
+    np.testing.assert_array_equal(model.head.kernel[...], build(model.config, seed=13).head.kernel[...])
+    raw = load_pretrained(workdir, weights="raw")
+    np.testing.assert_array_equal(raw.head.kernel[...], build(model.config, seed=12).head.kernel[...])
+
+    for name in ("model", "model.pth"):
+        write_weights(read_weights(workdir), tmp_path / name)
+        found = read_weights(tmp_path / name)
+        provenance = found.provenance["before"]
+        assert (provenance["source"], provenance["step"], provenance["weights"]) == ("digits", 12, "ema")
+        torch_model(found.config).load_state_dict(
+            {key: torch.from_numpy(array) for key, array in found.to_torch().items()}, strict=True
+        )
+        assert found.buffers["norm.num_batches_tracked"] == 12
+
+
+def test_the_hash_of_a_run_is_that_of_the_weights_read(workdir: pathlib.Path) -> None:
+    before = read_weights(workdir).provenance["sha256"]
+    (workdir / "notes.txt").write_text("another file")
+    assert read_weights(workdir).provenance["sha256"] == before
+    assert read_weights(workdir, weights="raw").provenance["sha256"] != before
+
+
+def test_runs_that_cannot_be_read(workdir: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="This workdir holds no checkpoint yet"):
+        load_pretrained(tmp_path / "run")
+    shutil.copytree(workdir / "checkpoints", tmp_path / "run" / "checkpoints")
+    with pytest.raises(ValueError, match=r"config\.json does not describe a run"):
+        load_pretrained(tmp_path / "run")
