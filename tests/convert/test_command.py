@@ -200,6 +200,7 @@ def test_verify_without_the_tests_says_so(
     assert "PyTorch not compared: the PyTorch model is among the tests" in said(capsys)
 
 
+@pytest.mark.slow
 def test_a_wide_auxiliary_head_is_said_to_be_unverified(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
