@@ -94,8 +94,8 @@ class Retention(nnx.Module):
     def __call__(self, x: Map) -> Map:
         """[batch height width channels] -> the same shape."""
         value = self.v_proj(x)
-        y = self._attend(*self._queries_and_keys(x), self._split_heads(value))
-        return self.out_proj(y.reshape(x.shape) + self.lepe(value))
+        y = self._attend(*self._queries_and_keys(x), self._split_heads(value)).reshape(x.shape)
+        return self.out_proj(y + self.lepe(value))
 
     def attention(self, x: Map, row: int, column: int) -> Float[Array, "batch heads height width"]:
         """How much of every position's value goes into the output of one position: each head's map sums to 1.
@@ -124,8 +124,7 @@ class Retention(nnx.Module):
         if self.decomposed:
             decays = axis_decay(width, rates), axis_decay(height, rates)
             return jax.vmap(decomposed_retention, in_axes=(0, 0, 0, None, None))(q, k, v, *decays)
-        decay = manhattan_decay(height, width, rates)
-        return jax.vmap(full_retention, in_axes=(0, 0, 0, None))(q, k, v, decay)
+        return jax.vmap(full_retention, in_axes=(0, 0, 0, None))(q, k, v, manhattan_decay(height, width, rates))
 
     def _split_heads(self, x: Map) -> Float[Array, "batch height width heads dim"]:
         return x.reshape(*x.shape[:3], self.num_heads, self.head_dim)
