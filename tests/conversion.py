@@ -1,4 +1,6 @@
-"""Upstream's checkpoints through the command and back, at full size, as one table: python -m tests.conversion
+"""Upstream's checkpoints through the command and back, at full size, as one table.
+
+    python -m tests.conversion [SECTION...]
 
 For each of the seven models a complete file is made as upstream's training saves it (weights by the golden rule, moving
 average, optimiser state, options), converted by `rmt convert`, loaded, compared with the independent PyTorch model that
@@ -7,6 +9,7 @@ Float32, highest matmul precision.
 """
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -73,7 +76,7 @@ def in_torch(array: np.ndarray) -> torch.Tensor:
 
 
 def model_rows(name: str, folder: pathlib.Path) -> Iterator[Row]:
-    """One of the seven models: logits, gradients, and the way back."""
+    """One of the seven models: logits, and the way back."""
     ema = state_dict(name, gain=GAIN, salt="ema ")
     source = save(folder / f"{name}.pth", training_checkpoint(state_dict(name, gain=GAIN), ema))
     said = convert(source, folder / name)
@@ -88,8 +91,7 @@ def model_rows(name: str, folder: pathlib.Path) -> Iterator[Row]:
     pictures = images(LOGITS_SHAPE, seed=0)
     with torch.no_grad():
         expected = reference(in_torch(pictures)).numpy()
-    yield Row(name, "logits", relative_error(model(pictures), expected), OUTPUT_TOLERANCE)
-    yield from gradient_rows(name, load_pretrained(folder / name, drop_path=0.0), ema)
+    yield Row(name, "logits", relative_error(run(model, pictures), expected), OUTPUT_TOLERANCE)
 
     convert(folder / name, folder / "back.pth", "--force")
     back = torch.load(folder / "back.pth", weights_only=True)["model"]
@@ -97,8 +99,10 @@ def model_rows(name: str, folder: pathlib.Path) -> Iterator[Row]:
     torch_model(variant(name)).load_state_dict(back, strict=True)
 
 
-def gradient_rows(name: str, model: Classifier, weights: StateDict) -> Iterator[Row]:
+def gradient_rows(name: str, folder: pathlib.Path) -> Iterator[Row]:
     """Gradients of every parameter in training mode without drop path, each as a share of its own norm."""
+    weights = state_dict(name, gain=GAIN)
+    model = load_pretrained(save(folder / "model.pth", weights), drop_path=0.0)
     pictures, labels = images(GRADIENT_SHAPE, seed=1), np.array([3, 977])
     model.train()
     graph, params, statistics = split_model(model)
@@ -110,8 +114,7 @@ def gradient_rows(name: str, model: Classifier, weights: StateDict) -> Iterator[
         tokens = sum(cross_entropy(each, targets[:, None, None]) for each in aux)
         return cross_entropy(logits, targets) + AUX_LOSS_WEIGHT * tokens
 
-    # Not compiled as one program, here and below: the models share the shapes of their operations, which compile once.
-    ours = to_torch(jax.grad(loss_fn)(params, statistics))
+    ours = to_torch(jax.jit(jax.grad(loss_fn))(params, statistics))
 
     reference = torch_model(variant(name, drop_path=0.0))
     reference.load_state_dict(weights, strict=True)
@@ -155,7 +158,7 @@ def backbone_rows(fixture: str, folder: pathlib.Path) -> Iterator[Row]:
     for case, (seed, shape) in cases.items():
         pictures = images(tuple(shape), seed).transpose(0, 2, 3, 1)
         errors = []
-        for i, found in enumerate(model(pictures)):
+        for i, found in enumerate(run(model, pictures)):
             about = meta["outputs"][f"{case}{i}"]
             part = golden.subsample(np.asarray(found).transpose(0, 3, 1, 2), about["stride"])
             errors.append(relative_error(part.reshape(-1), expected[f"{case}{i}"].reshape(-1), about["absmax"]))
@@ -174,15 +177,25 @@ def differing(found: StateDict, expected: StateDict) -> int:
     return different
 
 
+def run(model: Classifier | Backbone, pictures: np.ndarray) -> Any:
+    """Outputs, compiled."""
+    graph, state = nnx.split(model)
+    return jax.jit(lambda state, x: nnx.merge(graph, state)(x))(state, pictures)
+
+
 SECTIONS: dict[str, Callable[[pathlib.Path], Iterator[Row]]] = {
-    name: lambda folder, name=name: model_rows(name, folder) for name in MODELS
-} | {fixture: lambda folder, fixture=fixture: backbone_rows(fixture, folder) for fixture in BACKBONES}
+    **{name: functools.partial(model_rows, name) for name in MODELS},
+    **{f"{name}_gradients": functools.partial(gradient_rows, name) for name in MODELS},
+    **{fixture: functools.partial(backbone_rows, fixture) for fixture in BACKBONES},
+}
 
 
 def rows(section: str) -> list[Row]:
     """All comparisons of a section, in a folder that is gone afterwards: large models' files take gigabytes."""
     with tempfile.TemporaryDirectory() as folder:
-        return list(SECTIONS[section](pathlib.Path(folder)))
+        found = list(SECTIONS[section](pathlib.Path(folder)))
+    jax.clear_caches()
+    return found
 
 
 def print_table(sections: list[str]) -> int:
