@@ -11,7 +11,7 @@ from rmt_jax.models import layers, rmt
 from rmt_jax.training.optimizer import OptimizerConfig
 from tests import parity
 
-SLOW = {"rmt_s inference", "rmt_s training", "rmt_s_star training", "trajectory"}
+SLOW = {"rmt_s inference", "rmt_s_star inference", "rmt_s training", "rmt_s_star training", "trajectory"}
 
 
 def failures(rows: Iterator[parity.Row]) -> list[parity.Row]:

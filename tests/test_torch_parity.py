@@ -40,12 +40,12 @@ TOLERANCES = {
     "function": Tolerance(2e-6, 3 * BFLOAT16),  # 5.5e-7, 1.1 BFLOAT16
     "function gradient": Tolerance(1e-5, 8 * BFLOAT16),  # 2.2e-6, 3.1 BFLOAT16
     "part": Tolerance(2e-6, 10 * BFLOAT16),  # 5.4e-7, 4.3 BFLOAT16
-    "model": Tolerance(2e-5, 30 * BFLOAT16),  # 4.9e-6, 14 BFLOAT16
-    "loss": Tolerance(2e-6, 5 * BFLOAT16),  # 4.1e-7, 1.6 BFLOAT16
-    "gradient": Tolerance(1e-4, 80 * BFLOAT16),  # 3.4e-5 of PyTorch's float32, 2.1e-5 of its float64; 36 BFLOAT16
+    "model": Tolerance(2e-5, 30 * BFLOAT16),  # 4.9e-6, 15 BFLOAT16
+    "loss": Tolerance(1e-5, 5 * BFLOAT16),  # 1.8e-6 after steps, which feel the gradients' rounding; 1.6 BFLOAT16
+    "gradient": Tolerance(1e-4, 80 * BFLOAT16),  # 3.4e-5 of PyTorch's float32, 2.1e-5 of its float64; 50 BFLOAT16
     "zero gradient": Tolerance(2e-6, 20 * BFLOAT16),  # 3.4e-7, 7 BFLOAT16
-    "statistic": Tolerance(1e-5, 20 * BFLOAT16),  # 2.9e-6, 9 BFLOAT16
-    "weight": Tolerance(2e-3, 0),  # 5.8e-4: a moving average moves 1000 roundings of a weight
+    "statistic": Tolerance(2e-5, 20 * BFLOAT16),  # 4.5e-6 after steps, 9 BFLOAT16
+    "weight": Tolerance(2e-3, 0),  # 6.1e-4: a moving average moves 1000 roundings of a weight
 }
 
 # How many cases are drawn after the plain one, and how many in the slow tests. Each compiles a program.
@@ -104,7 +104,8 @@ def plain_case(rung: str) -> Case:
         return Case(config, (1, 33, 48), scale=0.1, headless=True)
     if rung in ("stem", "classifier", "training"):
         return Case(starred, (2, 33, 48), optimizer=dataclasses.replace(OPTIMIZER, weight_decay=0.5))
-    return Case(starred, (2, 6, 8), scale=0.1)
+    # Small inputs feel LayerNorm's epsilon; running statistics begin near 1 and feel inputs as large as that.
+    return Case(starred, (2, 6, 8), scale=1.0 if rung == "batch_norm" else 0.1)
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,13 @@ DENSE = {
 }
 
 
-@pytest.mark.parametrize(("fixture", "prefix"), [*((fixture, "") for fixture in DENSE), ("retinanet_t", "module.")])
+@pytest.mark.parametrize(
+    ("fixture", "prefix"),
+    [
+        *(pytest.param(fixture, "", marks=[pytest.mark.slow] * fixture.endswith("_s")) for fixture in DENSE),
+        ("retinanet_t", "module."),
+    ],
+)
 def test_whole_detectors_and_segmentors(
     fixture: str, prefix: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

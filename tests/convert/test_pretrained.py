@@ -8,7 +8,9 @@ import pathlib
 import shutil
 import threading
 from collections.abc import Iterator
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -41,6 +43,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
+def output_shapes(model: Classifier | Backbone) -> Any:
+    """Of one picture; nothing is computed."""
+    outputs = nnx.eval_shape(lambda model, x: model(x), model, jnp.zeros((1, 64, 64, 3)))
+    return jax.tree.map(lambda leaf: leaf.shape, outputs)
+
+
 def arrays(model: nnx.Module) -> dict[str, np.ndarray]:
     return {path: np.asarray(leaf) for path, leaf in flat_paths(model_arrays(model))}
 
@@ -53,7 +61,7 @@ def test_every_form_is_a_ready_model(name: str, folder: pathlib.Path) -> None:
     assert model.norm.use_running_average
     assert model.config == variant("rmt_nano")
     np.testing.assert_array_equal(arrays(model)["proj/kernel"], NANO["proj.weight"].T)
-    assert model(np.zeros((1, 32, 32, 3), np.float32)).shape == (1, 1000)
+    assert output_shapes(model) == (1, 1000)
     model.train()
     assert not model.deterministic
 
@@ -66,7 +74,7 @@ def test_another_number_of_classes_gets_a_fresh_head_aloud(
     assert "Fresh head for 7 classes in the place of the one for 1000" in caplog.text
     assert isinstance(model, Classifier)
     assert model.config.num_classes == 7
-    assert model(np.zeros((1, 32, 32, 3), np.float32)).shape == (1, 7)
+    assert output_shapes(model) == (1, 7)
     kernel = np.asarray(model.head.kernel[...])
     np.testing.assert_allclose(kernel.std(), 0.02, rtol=0.1)
     same = load_pretrained(folder / "directory", num_classes=7, rngs=nnx.Rngs(0))
@@ -85,7 +93,7 @@ def test_a_starred_model_gets_both_heads_fresh(tmp_path: pathlib.Path) -> None:
     assert isinstance(model, Classifier)
     assert model.aux_head is not None
     assert model.aux_head.kernel[...].shape == (16, 3)
-    assert model(np.zeros((1, 64, 64, 3), np.float32)).shape == (1, 3)
+    assert output_shapes(model) == (1, 3)
 
 
 def weights_of(name: str, **changes: object) -> Weights:
@@ -115,7 +123,7 @@ def test_backbones(tmp_path: pathlib.Path) -> None:
     path = save(tmp_path / "x.pth", state_dict("rmt_nano", headless=True, extra_norms=True))
     model = load_pretrained(path)
     assert isinstance(model, Backbone)
-    assert [fmap.shape[-1] for fmap in model(np.zeros((1, 64, 64, 3), np.float32))] == [24, 48, 96, 128]
+    assert [shape[-1] for shape in output_shapes(model)] == [24, 48, 96, 128]
     with pytest.raises(ValueError, match="is a backbone, which has no head"):
         load_pretrained(path, num_classes=3)
 
