@@ -26,7 +26,7 @@ def test_every_model_and_backbone() -> None:
     command = [sys.executable, "-m", "tests.conversion", *TESTED]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = re.findall(r"^\| (\w+) \| (.+?) \| (\S+) \| (\S+) \|$", done.stdout, re.MULTILINE)
+    rows = re.findall(r"^\| (\w+) \| (.+?) \| (\d\S+) \| (\d\S+) \|$", done.stdout, re.MULTILINE)
     cases = {(section, case.split(":")[0]) for section, case, _, _ in rows}
     for name in (*conversion.MODELS, *conversion.BACKBONES):
         assert (name, "logits" if name in conversion.MODELS else "four maps, 128x160") in cases
