@@ -16,6 +16,7 @@ LAYERS = {"version": -1, "ops": 0, "models": 1, "tasks": 2, "data": 2, "convert"
 RESERVED = {
     "optax": {"training"},
     "orbax": {"training", "convert"},
+    "tensorstore": {"convert"},
     "torch": {"convert"},
     "safetensors": {"convert"},
     "huggingface_hub": {"convert"},
@@ -116,7 +117,7 @@ def test_ops_import_jax_only(file: pathlib.Path) -> None:
 @pytest.mark.parametrize("file", files("data"), ids=name)
 def test_data_knows_neither_jax_nor_models(file: pathlib.Path) -> None:
     roots = {i.module.split(".")[0] for i in imports_of(file)}
-    assert not roots & {"jax", "flax", "jaxtyping", "optax", "orbax"}
+    assert not roots & {"jax", "flax", "jaxtyping", "optax", "orbax", "tensorstore"}
     assert {part_of(module) for module in ours(file)} <= {"data", "version"}
 
 

@@ -10,6 +10,7 @@ import pathlib
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 
 from rmt_jax.convert.weights import Weights, fields_from_json, is_counter, parse_card, upstream_buffers
 from rmt_jax.models import RMTConfig, variant
@@ -112,6 +113,7 @@ def _configuration(path: pathlib.Path, num_classes: int) -> tuple[str, RMTConfig
 def _restore(folder: pathlib.Path) -> dict[str, np.ndarray]:
     """{path: array} of an Orbax checkpoint of {"params", "batch_stats"}, whatever devices it was saved from."""
     try:
+        _read_through(folder)
         handler = ocp.PyTreeCheckpointHandler()
         # From the handler: the checkpointer would warn that an item of a training checkpoint has no file about itself.
         metadata = handler.metadata(folder.resolve())
@@ -124,3 +126,17 @@ def _restore(folder: pathlib.Path) -> dict[str, np.ndarray]:
         raise ValueError(
             f"{folder.name} is no Orbax checkpoint, or a damaged one: {str(error).splitlines()[0]}"
         ) from error
+
+
+def _read_through(folder: pathlib.Path) -> None:
+    """Read every entry of a checkpoint once, one after the other.
+
+    Orbax reads them all at the same time. When one cannot be read it closes its event loop under the others, which
+    then print a traceback each.
+    """
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"{folder.resolve().as_uri()}/"}).result()
+    keys = store.list().result()
+    if not keys:  # how a database without its manifest reads
+        raise ValueError("Its manifest is missing.")
+    for key in keys:
+        store.read(key).result()

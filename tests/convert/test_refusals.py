@@ -180,7 +180,11 @@ def test_damaged_model_directories(refused: Refused, tmp_path: pathlib.Path) -> 
         (folder / directories.CARD_FILE).write_text(text)
         assert meaning in refused(folder)
     (folder / directories.CARD_FILE).write_text(card)
-    (folder / directories.WEIGHTS_FOLDER / "manifest.ocdbt").unlink()
+    weights = folder / directories.WEIGHTS_FOLDER
+    largest = max(weights.rglob("d/*"), key=lambda path: path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    assert "is no Orbax checkpoint, or a damaged one" in refused(folder)
+    (weights / "manifest.ocdbt").unlink()
     assert "is no Orbax checkpoint, or a damaged one" in refused(folder)
 
 
