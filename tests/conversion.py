@@ -27,7 +27,8 @@ from flax import nnx
 from rmt_jax.cli import main
 from rmt_jax.convert import load_pretrained, to_torch
 from rmt_jax.models import Backbone, Classifier, variant
-from rmt_jax.tasks.classification import AUX_LOSS_WEIGHT, cross_entropy
+from rmt_jax.tasks.classification import AUX_LOSS_WEIGHT
+from rmt_jax.tasks.losses import cross_entropy
 from rmt_jax.training.state import split_model
 from tests.convert.upstream import StateDict, save, state_dict, torch_model, training_checkpoint
 from tests.golden import golden

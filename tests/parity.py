@@ -16,8 +16,9 @@ from flax import nnx
 from rmt_jax.convert import from_torch, relpos_constants, to_torch, torch_key
 from rmt_jax.models import Classifier, abstract_model, create_model, variant
 from rmt_jax.models.arrays import flat_paths
-from rmt_jax.tasks.classification import AUX_LOSS_WEIGHT, cross_entropy
-from rmt_jax.training.optimizer import OptimizerConfig, decay_mask, make_optimizer, update_ema
+from rmt_jax.tasks.classification import AUX_LOSS_WEIGHT
+from rmt_jax.tasks.losses import cross_entropy
+from rmt_jax.training.optimizer import WEIGHT_DECAY_RULES, OptimizerConfig, make_optimizer, select, update_ema
 from rmt_jax.training.schedule import ScheduleConfig, learning_rates
 from rmt_jax.training.state import split_model
 from tests.golden import golden
@@ -171,8 +172,9 @@ def mix_token_rows() -> Iterator[Row]:
     """A starred model in training mode with a fixed mix-token box."""
     info, expected = meta("mix_token"), golden.expected("mix_token")
     model = golden_model(info["weights_of"])
-    box = jnp.asarray(expected["box"], jnp.int32)
-    logits, aux = jax.jit(lambda model, x, box: model(x, mix_box=box))(model, images(info["seed"], info["shape"]), box)
+    boxes = jnp.asarray(expected["box"], jnp.int32)[None]
+    run = jax.jit(lambda model, x, boxes: model(x, mix_boxes=boxes))
+    logits, aux = run(model, images(info["seed"], info["shape"]), boxes)
     yield Row("mix_token", "logits", relative_error(logits, expected["cls"]), OUTPUT_TOLERANCE)
     yield Row("mix_token", "token logits", relative_error(strided_tokens(aux), expected["aux"]), OUTPUT_TOLERANCE)
 
@@ -280,7 +282,7 @@ def learning_rate_rows() -> Iterator[Row]:
 def no_decay_keys() -> set[str]:
     """Upstream's keys of the parameters of rmt_t that our rules do not decay."""
     _, params, _ = split_model(abstract_model(lambda rngs: create_model("rmt_t", rngs=rngs)))
-    return {torch_key(path) for path, decays in flat_paths(decay_mask(params)) if not decays}
+    return {torch_key(path) for path, decays in flat_paths(select(params, WEIGHT_DECAY_RULES)) if not decays}
 
 
 SECTIONS: Mapping[str, Callable[[], Iterator[Row]]] = {

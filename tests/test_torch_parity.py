@@ -209,7 +209,7 @@ def constant_statistics(original: Callable[..., Any], self: layers.BatchNorm, x:
 
 
 def decay_of_everything(original: Callable[..., Any], *args: Any) -> Any:
-    return original(*args, rules=((r"", True),))
+    return original(*args, decay_rules=((r"", True),))
 
 
 def reversed_average(original: Callable[..., Any], ema: Any, new: Any, decay: float) -> Any:

@@ -1,23 +1,29 @@
 """Weights in and out: PyTorch checkpoints of upstream's, safetensors, model directories, workdirs, the hub."""
 
 from rmt_jax.convert.destinations import write_weights
-from rmt_jax.convert.directories import checkpoint_folder, has_checkpoint
+from rmt_jax.convert.directories import CLASSES_FILE, checkpoint_folder, has_checkpoint, workdir_classes
 from rmt_jax.convert.names import from_torch, relpos_constants, to_torch, torch_key
+from rmt_jax.convert.preprocessing import Preprocessing
 from rmt_jax.convert.pretrained import load_pretrained
 from rmt_jax.convert.sources import read_weights
-from rmt_jax.convert.weights import Fit, Weights, load_into
+from rmt_jax.convert.weights import Fit, Weights, class_differences, load_into, name_some
 
 __all__ = [
+    "CLASSES_FILE",
     "Fit",
+    "Preprocessing",
     "Weights",
     "checkpoint_folder",
+    "class_differences",
     "from_torch",
     "has_checkpoint",
     "load_into",
     "load_pretrained",
+    "name_some",
     "read_weights",
     "relpos_constants",
     "to_torch",
     "torch_key",
+    "workdir_classes",
     "write_weights",
 ]

@@ -27,7 +27,7 @@ def describe_weights(weights: Weights, *, chosen: bool = False) -> Rows:
     which += "".join(f", {what} {origin[what]!r}" for what in ("entry", "prefix", "step") if what in origin)
     if origin["weights"] == "ema" and not chosen and origin["layout"] != "rmt_jax":
         which += " (the default; --weights=raw takes the raw weights)"
-    rows = {"layout": origin["layout"], "weights": which, "model": weights.describe()}
+    rows = {"layout": origin["layout"], "weights": which, "model": weights.describe()} | _labels(weights)
     constants = sum("Relpos" in key for key in weights.buffers)
     rows["entries"] = (
         f"{len(weights.arrays)} arrays, {constants} constants checked, {len(weights.buffers) - constants} counters kept"
@@ -55,7 +55,7 @@ def describe_source(path: pathlib.Path) -> tuple[str, Rows]:
         return "workdir of a training run", {
             "model": weights.describe(),
             "checkpoints": f"steps {', '.join(map(str, steps))}; raw weights and their moving average (EMA) each",
-        }
+        } | _labels(weights)
     try:
         file = read_file(path)
         if file.card is not None:
@@ -69,9 +69,21 @@ def _describe_converted(path: pathlib.Path) -> Rows:
     weights = read_weights(path)
     card = weights.provenance["before"]
     keys = ("source", "sha256", "layout", "entry", "prefix", "step")
-    rows = {"model": weights.describe(), "weights": weights.kind} | {key: str(card[key]) for key in keys if key in card}
+    rows = {"model": weights.describe(), "weights": weights.kind} | _labels(weights)
+    rows |= {key: str(card[key]) for key in keys if key in card}
     versions = card.get("versions", {})
     return rows | {"versions": ", ".join(f"{name} {version}" for name, version in versions.items())}
+
+
+def _labels(weights: Weights) -> Rows:
+    """What is known of the classes and of the pictures."""
+    rows = {}
+    if weights.class_names is not None:
+        first, more = weights.class_names[:5], len(weights.class_names) > 5
+        rows["classes"] = f"{len(weights.class_names)}: {', '.join(first)}{', ...' if more else ''}"
+    if weights.preprocessing is not None:
+        rows["preprocessing"] = str(weights.preprocessing)
+    return rows
 
 
 def _describe_content(content: Any) -> Rows:

@@ -1,7 +1,7 @@
 """Folders of ours: model directories, made by conversion, and the workdirs of training.
 
-A model directory holds model.json (what the model is, where its weights come from, upstream's entries without weights)
-and weights/, an Orbax checkpoint of {"params": ..., "batch_stats": ...}.
+A model directory holds model.json (what the model is, its classes, where its weights come from, upstream's entries
+without weights) and weights/, an Orbax checkpoint of {"params": ..., "batch_stats": ...}.
 """
 
 import json
@@ -12,12 +12,21 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
-from rmt_jax.convert.weights import Weights, fields_from_json, is_counter, parse_card, upstream_buffers
+from rmt_jax.convert.preprocessing import Preprocessing
+from rmt_jax.convert.weights import (
+    Weights,
+    fields_from_json,
+    is_counter,
+    parse_card,
+    read_class_names,
+    upstream_buffers,
+)
 from rmt_jax.models import RMTConfig, variant
 from rmt_jax.models.arrays import flat_paths, nest
 
 CARD_FILE = "model.json"
 WEIGHTS_FOLDER = "weights"
+CLASSES_FILE = "classes.json"  # of a workdir: the class names by label, a list
 
 # Orbax keeps a data file in memory until it is full: small ones bound the memory that a conversion takes.
 DATA_FILE_SIZE = 16 * 2**20
@@ -51,12 +60,12 @@ def read_directory(folder: pathlib.Path) -> Weights:
         ValueError: it is damaged, or of a later version.
     """
     text = (folder / CARD_FILE).read_text(encoding="utf-8", errors="replace")
-    name, task, config, provenance = parse_card(text, CARD_FILE)
+    card = parse_card(text, CARD_FILE)
     buffers = {
         str(key): np.array(value, np.int64 if is_counter(str(key)) else np.float32)
         for key, value in dict(json.loads(text).get("buffers", {})).items()
     }
-    return Weights(name, task, config, _restore(folder / WEIGHTS_FOLDER), buffers, provenance)
+    return Weights(arrays=_restore(folder / WEIGHTS_FOLDER), buffers=buffers, **card._asdict())
 
 
 def checkpoint_folder(workdir: pathlib.Path) -> pathlib.Path:
@@ -79,14 +88,16 @@ def read_workdir(workdir: pathlib.Path, *, raw: bool = False) -> Weights:
     """The latest weights of a training run: their moving average, or the raw ones.
 
     Raises:
-        ValueError: it holds no checkpoint, or a damaged config.json.
+        ValueError: it holds no checkpoint, or a damaged config.json or classes.json.
     """
     if not has_checkpoint(workdir):
         raise ValueError("This workdir holds no checkpoint yet.")
     step = max(ocp.utils.checkpoint_steps(checkpoint_folder(workdir)))
     folder = item_folder(workdir, step, raw=raw)
     arrays = _restore(folder)
-    name, config, steps_per_update = _configuration(workdir / "config.json", arrays["head/bias"].shape[0])
+    name, config, preprocessing, steps_per_update = _configuration(
+        workdir / "config.json", arrays["head/bias"].shape[0]
+    )
     return Weights(
         name=name,
         task="classification",
@@ -94,18 +105,36 @@ def read_workdir(workdir: pathlib.Path, *, raw: bool = False) -> Weights:
         arrays=arrays,
         buffers=upstream_buffers(config, arrays, steps=step * steps_per_update),
         provenance={"layout": "workdir", "weights": "raw" if raw else "ema", "step": step},
+        class_names=workdir_classes(workdir),
+        preprocessing=preprocessing,
     )
 
 
-def _configuration(path: pathlib.Path, num_classes: int) -> tuple[str, RMTConfig, int]:
-    """(model, architecture, batches that BatchNorm sees in a step) of a run."""
+def workdir_classes(workdir: pathlib.Path) -> tuple[str, ...] | None:
+    """Names of the classes that a run is trained on, None where it does not say.
+
+    Raises:
+        ValueError: classes.json is damaged.
+    """
+    path = workdir / CLASSES_FILE
+    if not path.exists():  # a run of before there was such a file
+        return None
+    try:
+        return read_class_names(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{CLASSES_FILE} does not hold the class names of a run ({error}).") from error
+
+
+def _configuration(path: pathlib.Path, num_classes: int) -> tuple[str, RMTConfig, Preprocessing, int]:
+    """(model, architecture, preprocessing, batches that BatchNorm sees in a step) of a run."""
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
         model = run["model"]
         fields = fields_from_json(model["architecture"])
         if model["drop_path"] is not None:
             fields["drop_path"] = model["drop_path"]
-        return model["name"], variant(model["name"], **fields, num_classes=num_classes), run["grad_accum_steps"]
+        config = variant(model["name"], **fields, num_classes=num_classes)
+        return model["name"], config, Preprocessing.from_json(run["data"]), run["grad_accum_steps"]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"config.json does not describe a run ({error}).") from error
 

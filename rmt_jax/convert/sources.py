@@ -21,10 +21,11 @@ from rmt_jax.convert.directories import (
     read_workdir,
 )
 from rmt_jax.convert.names import convert_state_dict, raise_problems, torch_key
+from rmt_jax.convert.preprocessing import upstream_preprocessing
 from rmt_jax.convert.recognize import recognize
 from rmt_jax.convert.state_dicts import choose, find_candidates
 from rmt_jax.convert.torch_file import read_torch
-from rmt_jax.convert.weights import KINDS, UNSTATED, Weights, array_problems, parse_card
+from rmt_jax.convert.weights import KINDS, UNSTATED, Card, Weights, array_problems, parse_card
 from rmt_jax.models import RMTConfig
 from rmt_jax.version import __version__
 
@@ -158,22 +159,28 @@ def _from_file(
         chosen = choose(candidates, file.content, weights=weights, entry=entry)
         name, task, config, notes = recognize(chosen.state_dict, model=model, aux_tap=aux_tap)
         provenance = {"layout": chosen.layout, "weights": chosen.kind}
+        card = Card(name, task, config, provenance, preprocessing=upstream_preprocessing(task, config))
+        if file.card is not None:  # another model than it says, but the same classes and pictures
+            before = parse_card(file.card, f"its entry {CARD_KEY}")
+            card = card._replace(class_names=before.class_names, preprocessing=before.preprocessing)
     else:
         chosen = choose(candidates, file.content, weights=None, entry=entry)
-        name, task, config, before = parse_card(file.card, f"its entry {CARD_KEY}")
-        _check_kind(before, weights)
-        _check_depths(config, len(chosen.state_dict))
-        provenance = _inherited(before)
-    conversion = convert_state_dict(chosen.state_dict, Weights(name, task, config, {}).abstract_model())
+        card = parse_card(file.card, f"its entry {CARD_KEY}")
+        _check_kind(card.provenance, weights)
+        _check_depths(card.config, len(chosen.state_dict))
+        card = card._replace(provenance=_inherited(card.provenance))
+    conversion = convert_state_dict(chosen.state_dict, Weights(card.name, card.task, card.config, {}).abstract_model())
     unknown = [f"unexpected: {key} {np.shape(value)}" for key, value in chosen.unknown.items()]
-    raise_problems(conversion.problems + unknown, name)
+    raise_problems(conversion.problems + unknown, card.name)
     return Weights(
-        name=name,
-        task=task,
-        config=config,
+        name=card.name,
+        task=card.task,
+        config=card.config,
+        class_names=card.class_names,
+        preprocessing=card.preprocessing,
         arrays=conversion.arrays,
         buffers=conversion.buffers,
-        provenance=provenance
+        provenance=card.provenance
         | {key: value for key, value in (("entry", chosen.entry), ("prefix", chosen.prefix)) if value},
         source_keys={own: chosen.prefix + torch_key(own) for own in conversion.arrays},
         left_out={key: np.shape(value) for key, value in chosen.heads.items()},

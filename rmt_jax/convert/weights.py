@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from rmt_jax.convert.names import COUNTERS, fill, finite_problems, raise_problems, relpos_constants, to_torch, torch_key
+from rmt_jax.convert.preprocessing import Preprocessing
 from rmt_jax.models import Backbone, Classifier, RMTConfig, abstract_model, build_model
 from rmt_jax.models.arrays import flat_paths, model_arrays, nest
 
@@ -41,6 +42,11 @@ class Weights:
         source_keys: {our path: the name in the source}, for reports.
         left_out: entries of the source that were not taken, {name: shape}.
         notes: what the user should know.
+        class_names: by label, None where they are not known.
+        preprocessing: of the pictures, None where it is not known.
+
+    Raises:
+        ValueError: class names that are not as many as the classes.
     """
 
     name: str
@@ -52,6 +58,14 @@ class Weights:
     source_keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
     left_out: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    class_names: tuple[str, ...] | None = None
+    preprocessing: Preprocessing | None = None
+
+    def __post_init__(self) -> None:
+        if self.class_names is not None and len(self.class_names) != self.config.num_classes:
+            raise ValueError(
+                f"{len(self.class_names)} class names do not go with a head of {self.config.num_classes} classes."
+            )
 
     def abstract_model(self, dtype: DTypeLike = jnp.float32) -> Classifier | Backbone:
         """The model with shapes in the place of arrays."""
@@ -94,7 +108,20 @@ class Weights:
             "task": self.task,
             "config": dataclasses.asdict(self.config),
             "provenance": dict(self.provenance),
+            "class_names": self.class_names,
+            "preprocessing": None if self.preprocessing is None else dataclasses.asdict(self.preprocessing),
         }
+
+
+class Card(NamedTuple):
+    """What `Weights.card` made, read again; files of before the last two existed leave them None."""
+
+    name: str
+    task: str
+    config: RMTConfig
+    provenance: dict[str, Any]
+    class_names: tuple[str, ...] | None = None
+    preprocessing: Preprocessing | None = None
 
 
 class Fit(NamedTuple):
@@ -108,7 +135,7 @@ class Fit(NamedTuple):
         return "; ".join(f"{what}: {', '.join(paths)}" for what, paths in parts.items() if paths)
 
 
-def load_into(model: Classifier | Backbone, weights: Weights, where: str) -> Fit:
+def load_into(model: Classifier | Backbone, weights: Weights, where: str, *, head: bool = True) -> Fit:
     """Fill a model in place with the weights that fit: the whole backbone, and the parts of the head that do.
 
     Of another task only the backbone is taken. The LayerNorms of a backbone's maps count as head.
@@ -117,6 +144,7 @@ def load_into(model: Classifier | Backbone, weights: Weights, where: str) -> Fit
         model: keeps what it has where nothing fits.
         weights: of the same architecture.
         where: name of the source, for the error.
+        head: False leaves the layers that have one output a class as they are.
 
     Raises:
         ValueError: the backbones differ (every difference is named).
@@ -137,11 +165,26 @@ def load_into(model: Classifier | Backbone, weights: Weights, where: str) -> Fit
         )
     if weights.task != task:
         fits = {path for path in fits if _is_trunk(path)}
+    if not head:
+        fits = {path for path in fits if not path.startswith(("head/", "aux_head/"))}
     fill(model, {wanted[path][0]: given[path] for path in fits})
     return Fit(
         fresh=sorted(own for path, (own, _) in wanted.items() if path not in fits),
         unused=sorted(path for path in given if path not in fits),
     )
+
+
+def class_differences(there: Sequence[str] | None, here: Sequence[str] | None) -> list[str]:
+    """Classes of the same number that have two names, in words; none where one side is unknown or longer."""
+    if there is None or here is None or len(there) != len(here):
+        return []
+    pairs = enumerate(zip(there, here, strict=True))
+    return [f"class {label} is {one!r} there, {other!r} here" for label, (one, other) in pairs if one != other]
+
+
+def name_some(parts: Sequence[str], limit: int = 5) -> str:
+    """The first few of a list, and how many there are where that is more."""
+    return "; ".join(parts[:limit]) + (f"; ... ({len(parts)} in all)" if len(parts) > limit else "")
 
 
 def array_problems(arrays: Mapping[str, np.ndarray], model: nnx.Module) -> list[str]:
@@ -168,8 +211,8 @@ def upstream_buffers(config: RMTConfig, paths: Mapping[str, Any], steps: int = 0
     return {key: value.astype(np.float32) for key, value in relpos_constants(config).items()} | counters
 
 
-def read_card(card: Any, where: str) -> tuple[str, str, RMTConfig, dict[str, Any]]:
-    """(name, task, architecture, provenance) of what `Weights.card` made.
+def read_card(card: Any, where: str) -> Card:
+    """What `Weights.card` made.
 
     Raises:
         ValueError: it is not one, or of a later version.
@@ -183,18 +226,39 @@ def read_card(card: Any, where: str) -> tuple[str, str, RMTConfig, dict[str, Any
         )
     try:
         config = RMTConfig(**fields_from_json(card["config"]))
-        return str(card["model"]), str(card["task"]), config, dict(card["provenance"])
+        preprocessing = card.get("preprocessing")
+        return Card(
+            name=str(card["model"]),
+            task=str(card["task"]),
+            config=config,
+            provenance=dict(card["provenance"]),
+            class_names=read_class_names(card.get("class_names")),
+            preprocessing=None if preprocessing is None else Preprocessing.from_json(preprocessing),
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{where} does not describe a model ({error}): {hint}") from error
 
 
-def parse_card(text: str | bytes, where: str) -> tuple[str, str, RMTConfig, dict[str, Any]]:
+def parse_card(text: str | bytes, where: str) -> Card:
     """`read_card` of JSON text."""
     try:
         card = json.loads(text)
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
         raise ValueError(f"{where} is damaged ({error}): convert the original again.") from error
     return read_card(card, where)
+
+
+def read_class_names(values: Any) -> tuple[str, ...] | None:
+    """Class names of JSON's, None where there are none.
+
+    Raises:
+        ValueError: something else is there.
+    """
+    if values is None:
+        return None
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"class names must be a list of texts, got {str(values)[:80]}")
+    return tuple(values)
 
 
 def fields_from_json(values: Mapping[str, Any]) -> dict[str, Any]:

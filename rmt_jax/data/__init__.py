@@ -1,10 +1,11 @@
 """Data: pictures from folders and TFDS data sets to batches, by Grain. Knows no model and no task."""
 
-from rmt_jax.data.config import AugmentConfig, DataConfig
+from rmt_jax.data.config import AugmentConfig, DataConfig, RandAugmentConfig, TokenLabelsConfig
+from rmt_jax.data.decode import CorruptImageError, decode
 from rmt_jax.data.digits import Digits, prepare_digits
-from rmt_jax.data.pipeline import EvalLoader, TrainLoader
+from rmt_jax.data.pipeline import EvalLoader, TooManyUnreadableError, TrainLoader
 from rmt_jax.data.sources import Example, ImageSource, open_source
-from rmt_jax.data.transforms import CorruptImageError, decode, eval_transform
+from rmt_jax.data.transforms import eval_transform
 
 __all__ = [
     "AugmentConfig",
@@ -14,6 +15,9 @@ __all__ = [
     "EvalLoader",
     "Example",
     "ImageSource",
+    "RandAugmentConfig",
+    "TokenLabelsConfig",
+    "TooManyUnreadableError",
     "TrainLoader",
     "decode",
     "eval_transform",

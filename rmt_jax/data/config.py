@@ -6,6 +6,49 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 
 
 @dataclasses.dataclass(frozen=True)
+class RandAugmentConfig:
+    """RandAugment as timm has it; `rand-m9-mstd0.5-inc1` is num_ops=2 and otherwise these defaults.
+
+    Attributes:
+        num_ops: operations drawn for each picture, with replacement; 0 is no RandAugment.
+        magnitude: mean strength of an operation, 0..10.
+        magnitude_std: standard deviation of the strength, which is clamped to 0..10.
+        probability: of each drawn operation to be applied.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    num_ops: int = 0
+    magnitude: float = 9.0
+    magnitude_std: float = 0.5
+    probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.num_ops < 0:
+            raise ValueError(f"augment.rand_augment.num_ops={self.num_ops}: expected 0 (off) or more")
+        if not 0 <= self.magnitude <= 10:
+            raise ValueError(f"augment.rand_augment.magnitude={self.magnitude}: expected a strength between 0 and 10")
+        if self.magnitude_std < 0:
+            raise ValueError(f"augment.rand_augment.magnitude_std={self.magnitude_std}: expected 0 or more")
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"augment.rand_augment.probability={self.probability}: expected one between 0 and 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenLabelsConfig:
+    """Label maps for token labelling, which turn training into that recipe's own pipeline.
+
+    Attributes:
+        file: the maps that `rmt labels pack` or `rmt labels make` wrote; None is no token labelling.
+        upstream_crops: cut the maps as upstream's code does, which mistakes (top, left) for (x, y).
+    """
+
+    file: str | None = None
+    upstream_crops: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class AugmentConfig:
     """Random changes of a training picture; the defaults change nothing.
 
@@ -17,6 +60,9 @@ class AugmentConfig:
         rotate: largest turn either way, in degrees.
         translate: largest shift along each axis, as a fraction of the side.
         scale: smallest and largest change of size.
+        rand_augment: RandAugment.
+        three_augment: one of grey, solarised or blurred (DeiT III).
+        color_jitter: brightness, contrast and saturation change by a factor of 1 - color_jitter .. 1 + color_jitter.
 
     Raises:
         ValueError: a value is out of its range.
@@ -28,8 +74,18 @@ class AugmentConfig:
     rotate: float = 0.0
     translate: float = 0.0
     scale: tuple[float, float] = (1.0, 1.0)
+    rand_augment: RandAugmentConfig = RandAugmentConfig()
+    three_augment: bool = False
+    color_jitter: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.rand_augment.num_ops and (self.three_augment or self.color_jitter):
+            raise ValueError(
+                "augment.rand_augment excludes three_augment and color_jitter, which timm ignores beside it: set "
+                "rand_augment.num_ops=0, or leave out the others"
+            )
+        if self.color_jitter < 0:
+            raise ValueError(f"augment.color_jitter={self.color_jitter}: expected 0 (off) or more, for example 0.4")
         if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(
                 f"augment.crop_scale={self.crop_scale}: expected (smallest, largest) share of the area "
@@ -51,18 +107,28 @@ class DataConfig:
     """A data set, the size its pictures are brought to, and how many hands prepare them.
 
     Attributes:
-        name: "digits" (prepares itself), "folder" (`dir/SPLIT/CLASS/picture.jpg`), or a TFDS name such as
-            "imagenet2012" or "oxford_iiit_pet:4.0.0", prepared as array_record.
-        dir: the folder of pictures, or the TFDS data directory; None is TFDS's default (`TFDS_DATA_DIR`, or
+        name: "digits" (prepares itself), "folder" (`dir/SPLIT/CLASS/picture.jpg`, or `dir/CLASS/picture.jpg` with
+            `eval_fraction`), "tar" (`dir/SPLIT/CLASS.tar`, or ImageNet's two tars as they are handed out), or a TFDS
+            name such as "imagenet2012" or "oxford_iiit_pet:4.0.0", prepared as array_record.
+        dir: the folder of pictures or tars, or the TFDS data directory; None is TFDS's default (`TFDS_DATA_DIR`, or
             `~/tensorflow_datasets`).
-        train_split: split to train on; for a folder, the subfolder.
-        eval_split: split to evaluate on; for a folder, the subfolder.
+        train_split: split to train on; for folders and tars, the subfolder.
+        eval_split: split to evaluate on; for folders and tars, the subfolder.
+        eval_fraction: share of every class to hold out for evaluation, where a folder has no splits; 0 where it has.
+            The choice goes by the pictures' names, and the two splits are then names of the sides.
         image_size: side of the square picture that the model sees, in pixels.
         crop_ratio: evaluation resizes the short side to `floor(image_size / crop_ratio)`, then crops the centre.
         interpolation: "bilinear" or "bicubic", antialiased.
         mean: of each channel, RGB in 0..1; the task normalises on the device, pictures leave this package as uint8.
         std: likewise.
         augment: random changes of training pictures.
+        repeats: how often a picture is drawn before the next of the permutation (repeated augmentation); an epoch has
+            as many pictures as without.
+        repeat_replicas: parts of a batch that the drawn pictures are dealt out to in turn, so that the repeats of one
+            land in different parts; does not depend on the hardware. Not read where repeats is 1.
+        token_labels: label maps of the training pictures.
+        max_unreadable: largest share of a split whose pictures may be unreadable. Fewer are replaced, more stop the
+            run.
         num_workers: processes that prepare batches; 0 prepares them in threads of the main process.
         num_threads: threads in the main process or in each worker; each makes whole batches, 0 makes them on demand.
         prefetch: finished batches kept ready, beside those that the threads are making.
@@ -75,12 +141,17 @@ class DataConfig:
     dir: str | None = None
     train_split: str = "train"
     eval_split: str = "validation"
+    eval_fraction: float = 0.0
     image_size: int = 224
     crop_ratio: float = 0.875
     interpolation: str = "bicubic"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     augment: AugmentConfig = AugmentConfig()
+    repeats: int = 1
+    repeat_replicas: int = 16
+    token_labels: TokenLabelsConfig = TokenLabelsConfig()
+    max_unreadable: float = 0.01
     num_workers: int = 0
     num_threads: int = 4
     prefetch: int = 2
@@ -89,6 +160,18 @@ class DataConfig:
         for name in ("name", "train_split", "eval_split"):
             if not getattr(self, name):
                 raise ValueError(f"data.{name} is empty: expected a name")
+        if not 0 <= self.eval_fraction < 1:
+            raise ValueError(f"data.eval_fraction={self.eval_fraction}: expected a share such as 0.1, or 0")
+        if self.eval_fraction and self.name != "folder":
+            raise ValueError(
+                f'data.eval_fraction={self.eval_fraction} is for data.name="folder", not {self.name!r}: set it to 0 '
+                '(of a TFDS data set, data.train_split="train[:90%]" takes a part)'
+            )
+        if self.eval_fraction and self.train_split == self.eval_split:
+            raise ValueError(
+                f"data.train_split and data.eval_split are both {self.train_split!r}: with data.eval_fraction they "
+                "name its two sides, and must differ"
+            )
         if self.image_size < 1:
             raise ValueError(f"data.image_size={self.image_size}: expected a number of pixels, for example 224")
         if not 0 < self.crop_ratio <= 1:
@@ -100,6 +183,27 @@ class DataConfig:
             raise ValueError(f"data.interpolation={self.interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}")
         if not all(value > 0 for value in self.std):
             raise ValueError(f"data.std={self.std}: expected three positive numbers, pictures are divided by them")
-        for name, least in (("num_workers", 0), ("num_threads", 0), ("prefetch", 1)):
+        self._check_token_labels()
+        if not 0 <= self.max_unreadable < 1:
+            raise ValueError(f"data.max_unreadable={self.max_unreadable}: expected a share of the pictures, 0 to 1")
+        for name, least in (
+            ("repeats", 1),
+            ("repeat_replicas", 1),
+            ("num_workers", 0),
+            ("num_threads", 0),
+            ("prefetch", 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"data.{name}={getattr(self, name)}: expected {least} or more")
+
+    def _check_token_labels(self) -> None:
+        if self.token_labels.file is None:
+            return
+        plain = AugmentConfig(
+            self.augment.crop_scale, self.augment.crop_aspect, self.augment.flip, rand_augment=self.augment.rand_augment
+        )
+        if self.augment != plain or self.augment.crop_scale is None or self.repeats > 1:
+            raise ValueError(
+                "data.token_labels.file makes a pipeline of its own: it takes augment.crop_scale, crop_aspect, flip "
+                "and rand_augment, and neither other augmentation nor data.repeats"
+            )

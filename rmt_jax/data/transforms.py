@@ -1,47 +1,14 @@
 """Picture transforms on PIL images, in the semantics of torchvision and timm. Randomness comes from the caller."""
 
-import io
 import math
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from rmt_jax.data.config import DataConfig
-
-# What data sets are made of. Pillow knows more, and for some (EPS) it would start other programs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-
-# What Pillow raises for damaged files, depending on the format and on where the damage is.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, Image.DecompressionBombError)
-
-
-class CorruptImageError(ValueError):
-    """A record whose bytes are not a readable picture; the message names the record."""
-
-
-def decode(data: bytes, record_id: str) -> Image.Image:
-    """The picture in `data` (JPEG, PNG, WebP, ...) as 8-bit RGB.
-
-    Grey and palette pictures are expanded, CMYK is converted, transparency is dropped, 16-bit grey keeps its high byte.
-    An EXIF orientation is ignored, as by torchvision and timm: pixels stay as they are stored.
-
-    Raises:
-        CorruptImageError: the bytes are damaged, cut off, or not a picture.
-    """
-    try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        image.load()
-    except _DAMAGE as error:
-        raise CorruptImageError(
-            f"cannot decode the picture of record {record_id!r} ({len(data)} bytes): {error}"
-        ) from error
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion clips at 255 and would leave it nearly white
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # the direct way to RGB warns about the transparency that it drops
-    return image.convert("RGB")
+from rmt_jax.data.color import color_jitter, three_augment
+from rmt_jax.data.config import INTERPOLATIONS, DataConfig
+from rmt_jax.data.label_maps import flip_map, warp_map
+from rmt_jax.data.randaugment import apply_operation, draw_operations, mean_color, rand_augment
 
 
 def random_crop_box(
@@ -69,19 +36,13 @@ def random_crop_box(
     return left, top, left + w, top + h
 
 
-def random_resized_crop(
-    image: Image.Image,
-    size: int,
-    rng: np.random.Generator,
-    scale: tuple[float, float] = (0.08, 1.0),
-    aspect: tuple[float, float] = (3 / 4, 4 / 3),
-    interpolation: str = "bicubic",
+def crop_and_resize(
+    image: Image.Image, box: tuple[int, int, int, int], size: int, interpolation: str = "bicubic"
 ) -> Image.Image:
-    """A random box of the picture (see `random_crop_box`), resized to `size` x `size`, antialiased.
+    """A box (left, top, right, bottom) of the picture, resized to `size` x `size`, antialiased.
 
     Crop and resize are one call, without a copy of the crop: at its border the filter sees the pixels beyond the box.
     """
-    box = random_crop_box(image.width, image.height, rng, scale, aspect)
     return image.resize((size, size), _resampling(interpolation), box=box)
 
 
@@ -137,20 +98,60 @@ def random_affine(
 
 
 def train_transform(image: Image.Image, config: DataConfig, rng: np.random.Generator) -> np.ndarray:
-    """A training picture, uint8 [image_size, image_size, 3]: crop and resize, flip, affine, as `config` has them."""
+    """A training picture, uint8 [image_size, image_size, 3].
+
+    Crop and resize, flip, RandAugment or ThreeAugment and colour jitter, affine: those that `config` has.
+    """
     augment = config.augment
     if augment.crop_scale is None:
         image = resize_center_crop(image, config.image_size, config.crop_ratio, config.interpolation)
     else:
-        image = random_resized_crop(
-            image, config.image_size, rng, augment.crop_scale, augment.crop_aspect, config.interpolation
-        )
+        box = random_crop_box(image.width, image.height, rng, augment.crop_scale, augment.crop_aspect)
+        image = crop_and_resize(image, box, config.image_size, config.interpolation)
     if augment.flip:
         image = horizontal_flip(image, rng, augment.flip)
+    if augment.rand_augment.num_ops:
+        image = rand_augment(image, rng, augment.rand_augment, mean_color(config.mean), config.interpolation)
+    if augment.three_augment:
+        image = three_augment(image, rng)
+    if augment.color_jitter:
+        image = color_jitter(image, rng, augment.color_jitter)
     if augment.rotate or augment.translate or augment.scale != (1.0, 1.0):
         # At the final size, so that a large picture is antialiased and an 8x8 one is enlarged as in evaluation.
         image = random_affine(image, rng, augment.rotate, augment.translate, augment.scale)
     return np.asarray(image)
+
+
+def token_label_transform(
+    image: Image.Image, label_map: tuple[np.ndarray, np.ndarray], config: DataConfig, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """A training picture with the label map of what it shows, and the crop's place on that map.
+
+    Another order than `train_transform`: flip, RandAugment on the whole picture, with its geometry on the map too, the
+    crop last. Every interpolation is drawn, bilinear or bicubic. Source: "All Tokens Matter" (arXiv 2104.10858).
+
+    Returns:
+        {"image": uint8 [image_size, image_size, 3], "label_scores": float16 [5, 18, 18], "label_ids": int16 likewise,
+        "crop_box": float32 [4], (top, left, height, width) as fractions of the picture}.
+    """
+    augment = config.augment
+    scores, ids = label_map
+    if rng.random() < augment.flip:
+        image = ImageOps.mirror(image)
+        scores, ids = flip_map(scores, ids)
+    for operation in draw_operations(rng, augment.rand_augment, interpolation=None):
+        image = apply_operation(image, operation, mean_color(config.mean))
+        scores, ids = warp_map(scores, ids, operation, aspect=image.width / image.height)
+    scale = augment.crop_scale or (1.0, 1.0)
+    left, top, right, bottom = box = random_crop_box(image.width, image.height, rng, scale, augment.crop_aspect)
+    place = (top / image.height, left / image.width, (bottom - top) / image.height, (right - left) / image.width)
+    image = crop_and_resize(image, box, config.image_size, INTERPOLATIONS[rng.integers(len(INTERPOLATIONS))])
+    return {
+        "image": np.asarray(image),
+        "label_scores": np.ascontiguousarray(scores),
+        "label_ids": np.ascontiguousarray(ids),
+        "crop_box": np.array(place, np.float32),
+    }
 
 
 def eval_transform(image: Image.Image, config: DataConfig) -> np.ndarray:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from rmt_jax.models.layers import BatchNorm, linear
 from rmt_jax.models.rmt import Backbone, Images, Map, Output
 from rmt_jax.models.variants import RMTConfig
-from rmt_jax.ops import swap_box
+from rmt_jax.ops import swap_boxes
 
 Logits = Float[Array, "batch classes"]
 AuxLogits = Float[Array, "batch height width classes"]
@@ -46,8 +46,13 @@ class Classifier(nnx.Module):
         aux_features = config.embed_dims[-1] if config.aux_tap == "features" else config.proj_dim
         self.aux_head = linear(aux_features, num_classes, dtype=dtype, rngs=rngs) if config.aux_head else None
 
+    def freeze_backbone(self) -> None:
+        """Put everything but the heads in evaluation mode, for a linear probe: fixed statistics, no drop path."""
+        self.backbone.eval()
+        self.norm.eval()
+
     def __call__(
-        self, images: Images, *, rngs: nnx.Rngs | None = None, mix_box: Int[Array, "4"] | None = None
+        self, images: Images, *, rngs: nnx.Rngs | None = None, mix_boxes: Int[Array, "groups 4"] | None = None
     ) -> Logits | tuple[Logits, AuxLogits]:
         """Logits; of a starred model in training mode, (logits, logits of every token).
 
@@ -56,9 +61,9 @@ class Classifier(nnx.Module):
         Args:
             images: [batch height width 3] normalised floats, 32x32 pixels or more, square or not.
             rngs: draws the drop path in training mode.
-            mix_box: mix-token (starred models in training mode): (top, left, bottom, right) in tokens of the last
-                stage, the last two excluded. The box is exchanged between the batch and its reverse after the stem, and
-                the token logits are exchanged back.
+            mix_boxes: mix-token (starred models in training mode): (top, left, bottom, right) in tokens of the
+                last stage, the last two excluded, one box for each group of consecutive samples. After the stem it is
+                exchanged between the group and its reverse, and the token logits are exchanged back.
 
         Returns:
             [batch classes], in float32; training mode of starred models: that and [batch height/32 width/32 classes].
@@ -66,12 +71,12 @@ class Classifier(nnx.Module):
         Raises:
             ValueError: images of another shape or type; no rngs where drop path needs them; a box where none works.
         """
-        if mix_box is not None and (self.aux_head is None or self.deterministic):
+        if mix_boxes is not None and (self.aux_head is None or self.deterministic):
             raise ValueError(
-                "mix_box needs a token-labelled model (rmt_s_star, rmt_b_star, rmt_l_star) in training mode; this one "
+                "mix_boxes need a token-labelled model (rmt_s_star, rmt_b_star, rmt_l_star) in training mode; this one "
                 + ("has no aux_head." if self.aux_head is None else "is in evaluation mode: call model.train().")
             )
-        x = self.backbone(images, rngs=rngs, mix_box=mix_box)[-1]
+        x = self.backbone(images, rngs=rngs, mix_boxes=mix_boxes)[-1]
         taps = self._taps(x)
         logits = self._pooled_logits(taps["activation"])
         if self.aux_head is None:
@@ -79,7 +84,7 @@ class Classifier(nnx.Module):
         aux = self.aux_head(taps[self.config.aux_tap]).astype(jnp.float32)
         if self.deterministic:
             return logits + 0.5 * aux.max(axis=(1, 2))
-        return logits, aux if mix_box is None else swap_box(aux, mix_box)
+        return logits, aux if mix_boxes is None else swap_boxes(aux, mix_boxes)
 
     def forward_features(self, images: Images, *, rngs: nnx.Rngs | None = None) -> Output:
         """Unpooled features: the last stage's output, [batch height/32 width/32 channels]."""

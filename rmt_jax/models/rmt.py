@@ -25,7 +25,7 @@ from rmt_jax.ops import (
     manhattan_decay,
     rotary_phase,
     rotate,
-    swap_box,
+    swap_boxes,
 )
 
 Images = Array | np.ndarray  # checked by check_images, with errors for users
@@ -237,7 +237,7 @@ class Backbone(nnx.Module):
         return tuple(FeatureInfo(dim, 4 * 2**stage) for stage, dim in enumerate(self.config.embed_dims))
 
     def __call__(
-        self, images: Images, *, rngs: nnx.Rngs | None = None, mix_box: Int[Array, "4"] | None = None
+        self, images: Images, *, rngs: nnx.Rngs | None = None, mix_boxes: Int[Array, "groups 4"] | None = None
     ) -> tuple[Output, ...]:
         """The four maps, each a stage's output before the downsampling that follows it.
 
@@ -246,21 +246,21 @@ class Backbone(nnx.Module):
         Args:
             images: [batch height width 3] normalised floats, 32x32 pixels or more, square or not.
             rngs: draws the drop path in training mode.
-            mix_box: box to exchange after the stem, see `Classifier`.
+            mix_boxes: boxes to exchange after the stem, see `Classifier`.
 
         Raises:
             ValueError: images of another shape or type, or no rngs where drop path needs them.
         """
         check_images(images)
-        if mix_box is not None and (images.shape[1] % MIN_SIZE or images.shape[2] % MIN_SIZE):
+        if mix_boxes is not None and (images.shape[1] % MIN_SIZE or images.shape[2] % MIN_SIZE):
             raise ValueError(
-                f"mix_box exchanges {MIX_SCALE}x{MIX_SCALE} stem positions for each token, which needs heights and "
+                f"mix_boxes exchange {MIX_SCALE}x{MIX_SCALE} stem positions for each token, which needs heights and "
                 f"widths that are multiples of {MIN_SIZE}; got images of {images.shape[1]}x{images.shape[2]}."
             )
         keys = self._drop_path_keys(rngs)
         x = self.patch_embed(jnp.asarray(images, self.dtype))
-        if mix_box is not None:
-            x = swap_box(x, mix_box * MIX_SCALE)
+        if mix_boxes is not None:
+            x = swap_boxes(x, mix_boxes * MIX_SCALE)
         maps = []
         for stage, stage_keys in zip(self.layers, keys, strict=True):
             x = stage(x, stage_keys)

@@ -2,7 +2,8 @@
 
 from rmt_jax.ops.activation import gelu
 from rmt_jax.ops.depthwise import depthwise_conv2d
-from rmt_jax.ops.mixing import box_mask, swap_box
+from rmt_jax.ops.erasing import random_erasing
+from rmt_jax.ops.mixing import blend, box_mask, box_share, draw_box, reverse_groups, swap_boxes
 from rmt_jax.ops.retention import (
     axis_decay,
     decomposed_retention,
@@ -14,19 +15,26 @@ from rmt_jax.ops.retention import (
     rotary_phase,
     rotate,
 )
+from rmt_jax.ops.token_labels import token_targets
 
 __all__ = [
     "axis_decay",
+    "blend",
     "box_mask",
+    "box_share",
     "decomposed_retention",
     "depthwise_conv2d",
+    "draw_box",
     "full_retention",
     "gelu",
     "log_decay_rates",
     "manhattan_decay",
+    "random_erasing",
     "retention",
+    "reverse_groups",
     "rotary_angles",
     "rotary_phase",
     "rotate",
-    "swap_box",
+    "swap_boxes",
+    "token_targets",
 ]

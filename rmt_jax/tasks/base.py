@@ -23,11 +23,21 @@ class Metric(Protocol):
 class Task(Protocol):
     """What a batch means: the model, its loss, its predictions and their metric."""
 
+    @property
+    def inseparable(self) -> int:
+        """Consecutive samples of a prepared batch that must be computed together."""
+
     def init_model(self, rngs: nnx.Rngs) -> nnx.Module:
         """A model with fresh weights, in training mode."""
 
+    def prepare(self, batch: Mapping[str, Array], key: Array, frozen: Any) -> dict[str, Array]:
+        """What training computes from a whole batch before any gradient; `frozen` are weights that never change.
+
+        The leading axis counts samples, or groups of `inseparable` samples.
+        """
+
     def loss(self, model: Any, batch: Mapping[str, Array], rngs: nnx.Rngs) -> tuple[Array, dict[str, Array]]:
-        """(scalar loss, scalar metrics of the batch, "loss" among them)."""
+        """Of a prepared batch or a part of it: (scalar loss, scalar metrics of the batch, "loss" among them)."""
 
     def predict(self, model: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs of a model in evaluation mode, one row a sample."""

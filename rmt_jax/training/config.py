@@ -7,10 +7,11 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from rmt_jax.data import DataConfig
 from rmt_jax.models import RMTConfig, variant
+from rmt_jax.tasks import DistillConfig, MixConfig
 from rmt_jax.training.optimizer import OptimizerConfig
 from rmt_jax.training.schedule import ScheduleConfig
 from rmt_jax.training.sharding import MeshConfig
@@ -71,7 +72,10 @@ class Config:
         reference_batch_size: the batch at which `optimizer.learning_rate` and `ema_decay` are given. The learning rate
             grows linearly with the batch; the decay is raised to the power batch / reference.
         grad_accum_steps: parts that a batch is computed in, one after the other.
+        loss: "cross_entropy" of the softmax, or "bce", the binary cross entropy of every class.
         label_smoothing: share of the target spread over all classes.
+        erasing: probability of a training picture to have a box replaced by noise.
+        freeze_backbone: train the head alone, a linear probe; everything else stays, BatchNorm statistics too.
         ema_decay: of the moving average of parameters and BatchNorm statistics.
         eval_batch_size: over all devices; None is `batch_size`.
         eval_every_epochs: evaluate, save a checkpoint and redraw the curves so often, and at the end.
@@ -86,7 +90,10 @@ class Config:
     epochs: int = 300
     reference_batch_size: int = 512
     grad_accum_steps: int = 1
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
     label_smoothing: float = 0.1
+    erasing: float = 0.0
+    freeze_backbone: bool = False
     ema_decay: float = 0.99996
     eval_batch_size: int | None = None
     eval_every_epochs: int = 1
@@ -94,6 +101,8 @@ class Config:
     init_from: str | None = None
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=lambda: DataConfig(name="imagenet2012"))
+    mix: MixConfig = dataclasses.field(default_factory=MixConfig)
+    distill: DistillConfig = dataclasses.field(default_factory=DistillConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -117,6 +126,20 @@ class Config:
         for name in ("label_smoothing", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}.")
+        if not 0 <= self.erasing <= 1:
+            raise ValueError(f"erasing must be a probability in [0, 1], got {self.erasing}.")
+        self._check_groups()
+
+    def _check_groups(self) -> None:
+        if not (self.mix.mixes_pictures or self.mix.mix_token):
+            return
+        parts = self.grad_accum_steps if self.mix.mix_token else 1
+        if self.batch_size % (self.mix.group * parts):
+            what = f"mix.group={self.mix.group}" + (f" x grad_accum_steps={parts}" if parts > 1 else "")
+            raise ValueError(
+                f"batch_size={self.batch_size} cannot be cut into groups of {what}: choose a multiple, or a mix.group "
+                f"that divides {self.batch_size // parts}."
+            )
 
     @property
     def peak_learning_rate(self) -> float:

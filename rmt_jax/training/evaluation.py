@@ -1,4 +1,4 @@
-"""One pass over the evaluation split with raw and EMA weights."""
+"""One pass over the evaluation split, with raw and EMA weights of a run or with any others."""
 
 import contextlib
 import pathlib
@@ -10,13 +10,13 @@ import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding
 
-from rmt_jax.convert import has_checkpoint
-from rmt_jax.training.checkpoint import Checkpoints
+from rmt_jax.convert import has_checkpoint, read_weights
+from rmt_jax.tasks.accuracy import TopK
 from rmt_jax.training.config import Config
+from rmt_jax.training.eval_setup import EvalSetup, prepare_evaluation
 from rmt_jax.training.figures import plot_predictions
-from rmt_jax.training.report import print_results, print_summary
-from rmt_jax.training.results import result_rows
-from rmt_jax.training.setup import Setup, initial_state, prepare
+from rmt_jax.training.report import EVALUATION_FILES, print_results, print_summary
+from rmt_jax.training.results import WEIGHTS, lowest_classes, metric_values, result_rows, write_evaluation
 from rmt_jax.training.state import State, Tree
 from rmt_jax.training.workdir import open_workdir
 
@@ -27,7 +27,8 @@ class Evaluation:
     """The latest checkpoint of a workdir, or else the weights of `init_from`: checked and loaded when it is made.
 
     Raises:
-        ValueError, FileNotFoundError: nothing to evaluate, or it does not fit the configuration.
+        ValueError, FileNotFoundError: nothing to evaluate, it does not fit the configuration, or the workdir cannot be
+            written.
     """
 
     def __init__(self, config: Config, workdir: pathlib.Path):
@@ -37,40 +38,68 @@ class Evaluation:
                 f"--mode=eval needs weights: the workdir {workdir} holds no checkpoint and init_from is not set. "
                 f"Train first, or give --workdir of a trained run, or --config.init_from=WEIGHTS."
             )
-        self.setup = prepare(config)
-        self.source = workdir if trained else pathlib.Path(str(config.init_from))
-        if not trained:
-            self.step, self.state = 0, initial_state(self.setup)
-            return
-        open_workdir(workdir, config, write=False)
-        with contextlib.closing(Checkpoints(workdir, config.checkpoint)) as checkpoints:
-            self.step = checkpoints.latest_step or 0
-            self.state = checkpoints.restore(self.step, self.setup.abstract_state)
+        if trained:
+            open_workdir(workdir, config, write=False)
+        self.workdir = workdir
+        self.source = str(workdir) if trained else str(config.init_from)
+        self.setup = prepare_evaluation(config)
+        # Both of a run; of anything else what it holds, the moving average where there is one.
+        kinds = {"val": "raw", "val_ema": "ema"} if trained else {"val": None}
+        read = {prefix: read_weights(self.source, weights=kind) for prefix, kind in kinds.items()}
+        self.step: int | None = read["val"].provenance.get("step")
+        self.kind = "ema" if trained else str(read["val"].provenance["weights"])  # of the weights in detail
+        where = f"the workdir {workdir}" if trained else f"init_from={self.source!r}"
+        self.weights = {prefix: self.setup.place(weights, where) for prefix, weights in read.items()}
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"The workdir {workdir} cannot be written: {error.strerror}. Choose another with --workdir."
+            ) from error
 
     def run(self) -> int:
-        """Evaluate and print the results; returns the exit code, 0."""
+        """Evaluate, print the results and write them into the workdir; returns the exit code, 0."""
         started = time.monotonic()
         print_summary(f"Evaluating {self.source}", self.setup.summary())
-        values = evaluate(self.setup, self.state) | {"epoch": self.step / self.setup.steps_per_epoch}
-        rows = result_rows(values, f"step {self.step}" if self.step else "init_from")
-        print_results(rows, seconds=time.monotonic() - started, workdir=self.source)
+        metrics = evaluate(self.setup, self.weights)
+        if jax.process_index() == 0:
+            write_evaluation(self.workdir, self.setup, metrics, source=self.source, step=self.step, weights=self.kind)
+        lowest = lowest_classes(metrics.get("val_ema", metrics["val"]), self.setup.class_names)
+        print_summary("Classes with the lowest accuracy", lowest)
+        name = "init_from" if self.step is None else f"step {self.step}"
+        rows = result_rows(metric_values(metrics), name, self._labels())
+        seconds = time.monotonic() - started
+        print_results(rows, seconds=seconds, workdir=self.workdir, files=EVALUATION_FILES)
         return 0
 
+    def _labels(self) -> dict[str, str]:
+        """{prefix of the metrics: name of the weights}."""
+        if "val_ema" in self.weights:
+            return WEIGHTS
+        return {"val": {"ema": "EMA", "raw": "raw"}.get(self.kind, "raw or EMA not stated")}
 
-def evaluate(setup: Setup, state: State) -> dict[str, float]:
-    """{"val/top1": ..., "val_ema/top1": ...} of the raw weights and of their moving average, in one pass."""
-    raw = {"params": state["params"], "batch_stats": state["batch_stats"]}
-    weights = {"val": raw, "val_ema": state["ema"]}
+
+def evaluate(setup: EvalSetup, weights: Mapping[str, Tree]) -> dict[str, TopK]:
+    """Metrics of several weights of one model in one pass, by the prefix of their metrics.
+
+    weights: {"val": {params, batch_stats}, "val_ema": ...}.
+    """
     metrics = {prefix: setup.task.metric() for prefix in weights}
     for local in setup.eval_loader:
         batch = put_batch(local, setup.batch_sharding)
         outputs = {prefix: setup.predict_step(tree, batch) for prefix, tree in weights.items()}
         for prefix, output in outputs.items():
             metrics[prefix].add(jax.device_get(output))
-    return {f"{prefix}/{name}": value for prefix, metric in metrics.items() for name, value in metric.compute().items()}
+    return metrics
 
 
-def plot_pictures(setup: Setup, weights: Tree, path: pathlib.Path) -> None:
+def evaluate_state(setup: EvalSetup, state: State) -> dict[str, TopK]:
+    """Metrics of the raw weights of a run and of their moving average, "val" and "val_ema"."""
+    raw = {"params": state["params"], "batch_stats": state["batch_stats"]}
+    return evaluate(setup, {"val": raw, "val_ema": state["ema"]})
+
+
+def plot_pictures(setup: EvalSetup, weights: Tree, path: pathlib.Path) -> None:
     """Draw evaluation pictures with their predictions, the mistakes first; looks through this process's first ones."""
     images: list[np.ndarray] = []
     labels: list[np.ndarray] = []

@@ -52,7 +52,7 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: pathlib.Path) -> Non
     for panel in panels[1]:
         panel.set_xlabel(axis)
         panel.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_predictions(
@@ -93,7 +93,7 @@ def plot_predictions(
         f"({100 * (1 - mistakes / count):.2f} % right)\n{_selection(mistakes, count, len(shown))}",
         fontsize=11,
     )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def order_predictions(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -120,9 +120,9 @@ def _draw_prediction(
     prediction = int(np.argmax(probabilities))
     wrong = prediction != label
     mark, colour = ("✗", _RED) if wrong else ("✓", "black")
-    text = f"{mark} {_short(class_names[prediction])}  {100 * probabilities[prediction]:.0f} %"
+    text = f"{mark} {short_name(class_names[prediction])}  {100 * probabilities[prediction]:.0f} %"
     # An empty second line keeps all pictures of a row at the same height.
-    text += f"\nis {_short(class_names[label])}" if wrong else "\n"
+    text += f"\nis {short_name(class_names[label])}" if wrong else "\n"
     panel.imshow(image, interpolation="nearest" if max(image.shape) <= 64 else "antialiased")
     panel.set_title(text, fontsize=8, color=colour, pad=3, parse_math=False)
     if wrong:
@@ -132,7 +132,8 @@ def _draw_prediction(
             spine.set(color=_RED, linewidth=2.0)
 
 
-def _short(name: str, limit: int = 12) -> str:
+def short_name(name: str, limit: int = 12) -> str:
+    """A name with at most `limit` characters."""
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
@@ -208,7 +209,8 @@ def _label(panel: Axes, title: str, unit: str, series: _Series) -> None:
         panel.text(0.5, 0.5, "nothing yet", transform=panel.transAxes, ha="center", va="center", color=_GREY)
 
 
-def _save(figure: Figure, path: pathlib.Path) -> None:
+def save_figure(figure: Figure, path: pathlib.Path) -> None:
+    """Write a PNG, whole or not at all."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     replace_file(path, picture.getvalue())

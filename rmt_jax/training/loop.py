@@ -1,21 +1,22 @@
 """The training loop, one for all tasks: it reads as a list of steps."""
 
 import contextlib
+import json
 import pathlib
 import time
 
 import jax
 
-from rmt_jax.convert import has_checkpoint
+from rmt_jax.convert import CLASSES_FILE, class_differences, has_checkpoint, name_some, workdir_classes
 from rmt_jax.training.checkpoint import Checkpoints
 from rmt_jax.training.config import Config
 from rmt_jax.training.environment import write_environment
-from rmt_jax.training.evaluation import evaluate, plot_pictures, put_batch
+from rmt_jax.training.evaluation import evaluate_state, plot_pictures, put_batch
 from rmt_jax.training.figures import plot_curves
 from rmt_jax.training.interrupt import StopRequest
-from rmt_jax.training.metrics import MetricsWriter, read_metrics
+from rmt_jax.training.metrics import MetricsWriter, read_metrics, replace_file
 from rmt_jax.training.report import Progress, log, print_results, print_summary
-from rmt_jax.training.results import evaluation_line, run_results
+from rmt_jax.training.results import evaluation_line, metric_values, run_results, write_evaluation
 from rmt_jax.training.setup import initial_state, prepare
 from rmt_jax.training.steplog import StepLog
 from rmt_jax.training.workdir import open_workdir
@@ -37,9 +38,14 @@ class Training:
         if resumes and not (workdir / "config.json").exists():
             raise ValueError(f"The workdir {workdir} holds checkpoints without a config.json: use another --workdir.")
         open_workdir(workdir, config, write=False)
-        if not resumes:  # before anything is written: init_from may be refused
+        if resumes:
+            self._check_classes()
+        else:  # before anything is written: init_from may be refused
             self.state = initial_state(self.setup)
         open_workdir(workdir, config, write=self.is_main)
+        if self.is_main:
+            names = self.setup.train_loader.source.class_names
+            replace_file(workdir / CLASSES_FILE, (json.dumps(names, indent=2) + "\n").encode())
         self.checkpoints = Checkpoints(workdir, config.checkpoint)
         self.start_step = self.checkpoints.latest_step or 0
         if self.start_step > self.setup.total_steps:
@@ -107,13 +113,25 @@ class Training:
 
     def _evaluate_and_save(self, step: int, writer: MetricsWriter) -> None:
         epoch = step / self.setup.steps_per_epoch
-        values = evaluate(self.setup, self.state)
+        metrics = evaluate_state(self.setup, self.state)
+        values = metric_values(metrics)
         log(evaluation_line(epoch, values))
         # The metrics first: a resume drops those after its checkpoint, and must not miss those at it.
         writer.write(step, values, epoch=epoch)
         self.checkpoints.save(step, self.state, values)
         if self.is_main:
             plot_curves(read_metrics(self.workdir / "metrics.jsonl"), self.workdir / "curves.png")
+        if self.is_main and step == self.setup.total_steps:
+            write_evaluation(self.workdir, self.setup, metrics, source=str(self.workdir), step=step, weights="ema")
+
+    def _check_classes(self) -> None:
+        """A data set elsewhere is allowed to a resumed run, one with other classes is not."""
+        differences = class_differences(workdir_classes(self.workdir), self.setup.train_loader.source.class_names)
+        if differences:
+            raise ValueError(
+                f"The run in {self.workdir} is of a data set with other classes: {name_some(differences)}. "
+                f"Resume it with its own data, or use another --workdir."
+            )
 
     def _start(self) -> str:
         if self.start_step:

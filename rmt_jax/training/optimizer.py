@@ -12,13 +12,24 @@ from jax import Array
 
 Tree = Any
 
-# Which parameters decay; the first match decides. Upstream decays whatever has more than one dimension and is not a
+# (pattern, whether): the first pattern that matches a parameter's path decides.
+Rules = tuple[tuple[str, bool], ...]
+
+# Which parameters decay. Upstream decays whatever has more than one dimension and is not a
 # bias, which takes in its layer-scale factors: it stores them as 1x1x1xC.
-WEIGHT_DECAY_RULES: tuple[tuple[str, bool], ...] = (
+WEIGHT_DECAY_RULES: Rules = (
     (r"/?kernel$", True),
     (r"/?gamma_[12]$", True),
     (r"", False),
 )
+
+# Which parameters a linear probe leaves alone.
+FROZEN_RULES: Rules = (
+    (r"^(aux_)?head/", False),
+    (r"", True),
+)
+
+_BLOCK = re.compile(r"^backbone/layers/(\d+)/blocks/(\d+)/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +43,7 @@ class OptimizerConfig:
         epsilon: added to the root of the second moment.
         weight_decay: decoupled, times the learning rate.
         clip_norm: largest global norm of the gradients; None does not clip (upstream).
+        layer_decay: factor on the learning rate for each block further from the head, for fine-tuning; 1 is none.
     """
 
     learning_rate: float = 5e-4
@@ -40,10 +52,13 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     weight_decay: float = 0.05
     clip_norm: float | None = None
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
             raise ValueError(f"optimizer.learning_rate={self.learning_rate}: expected a positive number.")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"optimizer.layer_decay={self.layer_decay}: expected 0 < layer_decay <= 1, e.g. 0.8.")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"optimizer.{name}={getattr(self, name)}: expected 0 <= {name} < 1.")
@@ -54,36 +69,73 @@ class OptimizerConfig:
 def make_optimizer(
     config: OptimizerConfig,
     learning_rate: float | Callable[[Array], Array],
-    rules: tuple[tuple[str, bool], ...] = WEIGHT_DECAY_RULES,
+    *,
+    decay_rules: Rules = WEIGHT_DECAY_RULES,
+    frozen_rules: Rules | None = None,
 ) -> optax.GradientTransformation:
-    """AdamW, after clipping where the configuration says so.
+    """AdamW, after clipping and before layer-wise learning rates where the configuration says so.
 
     Args:
         config: its numbers; `config.learning_rate` is not read here.
         learning_rate: the value, or a function of the step.
-        rules: (pattern, decays), the first that matches a parameter's path decides.
+        decay_rules: which parameters decay.
+        frozen_rules: which parameters stay as they are, None for none.
     """
+    parts = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
     adamw = optax.adamw(
         learning_rate,
         b1=config.beta1,
         b2=config.beta2,
         eps=config.epsilon,
         weight_decay=config.weight_decay,
-        mask=lambda params: decay_mask(params, rules),
+        mask=lambda params: select(params, decay_rules),
     )
-    if config.clip_norm is None:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+    parts.append(adamw)
+    if config.layer_decay < 1:
+        parts.append(optax.stateless(lambda updates, _: scale_layers(updates, config.layer_decay)))
+    optimizer = optax.chain(*parts) if len(parts) > 1 else adamw
+    if frozen_rules is None:
+        return optimizer
+    return optax.partition({False: optimizer, True: optax.set_to_zero()}, lambda params: select(params, frozen_rules))
 
 
-def decay_mask(params: Tree, rules: tuple[tuple[str, bool], ...] = WEIGHT_DECAY_RULES) -> Tree:
-    """True for each parameter that decays."""
+def select(params: Tree, rules: Rules) -> Tree:
+    """What the rules say of each parameter: True or False."""
 
-    def decays(path: Any, _: Any) -> bool:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return next(value for pattern, value in rules if re.search(pattern, name))
+    def selected(path: Any, _: Any) -> bool:
+        return next(value for pattern, value in rules if re.search(pattern, _name(path)))
 
-    return jax.tree.map_with_path(decays, params)
+    return jax.tree.map_with_path(selected, params)
+
+
+def scale_layers(updates: Tree, layer_decay: float) -> Tree:
+    """Updates times layer_decay ** (blocks between the parameter and the head).
+
+    The stem counts as the layer before the first block, a downsampling as the block before it, everything after the
+    last block as the head, whose updates stay. Source: BEiT (arXiv 2106.08254), timm's `layer_decay`.
+    """
+    paths = [_name(path) for path, _ in jax.tree.leaves_with_path(updates)]
+    depths: dict[int, int] = {}
+    for match in filter(None, map(_BLOCK.match, paths)):
+        stage, block = map(int, match.groups())
+        depths[stage] = max(depths.get(stage, 0), block + 1)
+
+    def layer(name: str) -> int:
+        if match := _BLOCK.match(name):
+            stage, block = map(int, match.groups())
+            return 1 + sum(depths[s] for s in range(stage)) + block
+        if name.startswith("backbone/patch_embed/"):
+            return 0
+        if match := re.match(r"^backbone/layers/(\d+)/downsample/", name):
+            return sum(depths[s] for s in range(int(match[1]) + 1))
+        return sum(depths.values()) + 1
+
+    last = sum(depths.values()) + 1
+    return jax.tree.map_with_path(lambda path, update: update * layer_decay ** (last - layer(_name(path))), updates)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def update_ema(ema: Tree, new: Tree, decay: float) -> Tree:

@@ -32,7 +32,10 @@ WORKDIR_FILES = {
     "tensorboard": "the same for TensorBoard",
     "curves.png": "loss, learning rate, accuracy, speed",
     "predictions.png": "test pictures, the mistakes first",
+    "evaluation.json": "the last evaluation: accuracy, and that of each class",
+    "confusion.png": "which classes are taken for which",
 }
+EVALUATION_FILES = {name: WORKDIR_FILES[name] for name in ("evaluation.json", "confusion.png")}
 
 _HEADINGS = {"top1": "top-1 (%)", "top5": "top-5 (%)"}
 _DECIMALS = {"epoch": 0, "loss": 4}

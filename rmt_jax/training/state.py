@@ -11,7 +11,10 @@ from jax import Array
 
 from rmt_jax.models import abstract_model
 from rmt_jax.tasks import Task
-from rmt_jax.training.optimizer import update_ema
+from rmt_jax.training.optimizer import Rules, select, update_ema
+
+# Folded into a step's key for `Task.prepare`. Not a number that nnx.Rngs reaches with its own 0, 1, 2, ...
+_PREPARE = 2**32 - 1
 
 Tree = Any
 State = dict[str, Tree]  # step, params, batch_stats, opt_state, ema: {params, batch_stats}
@@ -53,14 +56,20 @@ def make_train_step(
     seed: int,
     ema_decay: float,
     grad_accum_steps: int = 1,
-) -> Callable[[State, Batch], tuple[State, dict[str, Array]]]:
-    """The pure function (state, batch) -> (state, metrics) of one optimiser step.
+    frozen_rules: Rules | None = None,
+) -> Callable[[State, Batch, Tree], tuple[State, dict[str, Array]]]:
+    """The pure function (state, batch, frozen) -> (state, metrics) of one optimiser step.
 
     Its randomness is a function of the seed and the step alone. With gradient accumulation the batch is cut into
-    `grad_accum_steps` parts, BatchNorm sees one part after the other, and the gradients are averaged.
+    `grad_accum_steps` parts, BatchNorm sees one part after the other, and the gradients are averaged. `frozen` goes to
+    `Task.prepare`. Parameters that `frozen_rules` select get no gradient.
     """
 
     def loss_fn(params: Tree, batch_stats: Tree, batch: Batch, key: Array) -> tuple[Array, Any]:
+        if frozen_rules is not None:
+            fixed = jax.lax.stop_gradient(params)
+            frozen = select(params, frozen_rules)
+            params = jax.tree.map(lambda free, fixed, stop: fixed if stop else free, params, fixed, frozen)
         model = nnx.merge(graph, params, batch_stats)
         loss, metrics = task.loss(model, batch, nnx.Rngs(key))
         return loss, (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), metrics)
@@ -73,15 +82,17 @@ def make_train_step(
             (_, (stats, metrics)), grads = gradients(params, stats, *part)
             return (jax.tree.map(jnp.add, total, grads), stats), metrics
 
-        parts = jax.tree.map(lambda x: _deal(x, grad_accum_steps), batch)
+        groups = len(batch["image"]) // task.inseparable
+        parts = jax.tree.map(lambda x: _deal(x, grad_accum_steps, together=len(x) // groups), batch)
         zeros = jax.tree.map(jnp.zeros_like, params)
         keys = jax.random.split(key, grad_accum_steps)
         (total, batch_stats), metrics = jax.lax.scan(one_part, (zeros, batch_stats), (parts, keys))
         grads = jax.tree.map(lambda g: g / grad_accum_steps, total)
         return grads, batch_stats, jax.tree.map(lambda m: m.mean(axis=0), metrics)
 
-    def train_step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
+    def train_step(state: State, batch: Batch, frozen: Tree) -> tuple[State, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
+        batch = task.prepare(batch, jax.random.fold_in(key, _PREPARE), frozen)
         if grad_accum_steps == 1:
             (_, (batch_stats, metrics)), grads = gradients(state["params"], state["batch_stats"], batch, key)
         else:
@@ -109,6 +120,7 @@ def make_predict_step(task: Task, graph: nnx.GraphDef) -> Callable[[Tree, Batch]
     return predict_step
 
 
-def _deal(x: Array, parts: int) -> Array:
-    """[batch ...] -> [parts batch/parts ...], every parts-th sample: so each device keeps the samples it has."""
-    return jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
+def _deal(x: Array, parts: int, together: int) -> Array:
+    """[batch ...] -> [parts batch/parts ...], every parts-th row of `together`: so each device keeps what it has."""
+    rows = jnp.swapaxes(x.reshape(-1, parts, together, *x.shape[1:]), 0, 1)
+    return rows.reshape(parts, -1, *x.shape[1:])

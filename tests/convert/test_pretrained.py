@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import http.server
+import json
 import logging
 import pathlib
 import shutil
@@ -18,7 +19,7 @@ import torch
 from flax import nnx
 
 import rmt_jax
-from rmt_jax.convert import Weights, load_into, load_pretrained, read_weights, write_weights
+from rmt_jax.convert import Preprocessing, Weights, load_into, load_pretrained, read_weights, write_weights
 from rmt_jax.models import Backbone, Classifier, RMTConfig, create_model, variant
 from rmt_jax.models.arrays import flat_paths, model_arrays
 from rmt_jax.training.checkpoint import Checkpoints
@@ -272,6 +273,11 @@ def test_the_latest_checkpoint_of_a_run(workdir: pathlib.Path, tmp_path: pathlib
     assert isinstance(model, Classifier)
     assert (model.config.embed_dims, model.config.drop_path) == ((8, 8, 16, 16), 0.25)
     np.testing.assert_array_equal(model.head.kernel[...], build(model.config, seed=13).head.kernel[...])
+    assert read_weights(workdir).class_names is None
+    (workdir / "classes.json").write_text(json.dumps([str(digit) for digit in range(10)]))
+    labelled = read_weights(workdir)
+    assert labelled.class_names == tuple("0123456789")
+    assert labelled.preprocessing == Preprocessing(32, 1.0, "bicubic", (0.5,) * 3, (0.5,) * 3)
     raw = load_pretrained(workdir, weights="raw")
     np.testing.assert_array_equal(raw.head.kernel[...], build(model.config, seed=12).head.kernel[...])
 

@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import io
 import itertools
@@ -9,7 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rmt_jax.data import AugmentConfig, CorruptImageError, DataConfig, EvalLoader, Example, ImageSource, TrainLoader
+from rmt_jax.data import (
+    AugmentConfig,
+    CorruptImageError,
+    DataConfig,
+    EvalLoader,
+    Example,
+    ImageSource,
+    RandAugmentConfig,
+    TokenLabelsConfig,
+    TooManyUnreadableError,
+    TrainLoader,
+)
 from rmt_jax.data import open_source as open_split
 
 AUGMENT = AugmentConfig(crop_scale=(0.3, 1.0), flip=0.5, rotate=10.0, translate=0.1, scale=(0.85, 1.15))
@@ -195,20 +207,70 @@ def test_stopping_early_leaves_nothing_running(digits_dir, workers):
         next(batches)
 
 
+def damaged_folder(root, count=12):
+    """Pictures of two classes, of which number 3 is cut off and number 8 is no picture."""
+    for i in range(count):
+        path = root / "train" / f"class_{i % 2}" / f"{i:02}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64), (20 * i, 0, 0)).save(path)
+    cut = root / "train/class_1/03.jpg"
+    cut.write_bytes(cut.read_bytes()[:-200])
+    (root / "train/class_0/08.jpg").write_bytes(b"\xff\xd8\xff\xe0 this is no picture")
+    return small(dir=str(root), max_unreadable=0.2)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_corrupt_picture_is_named(tmp_path, workers):
-    for i in range(6):
-        (tmp_path / "train" / f"class_{i % 2}").mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8)).save(tmp_path / "train" / f"class_{i % 2}" / f"{i}.jpg")
-    (tmp_path / "train/class_1/3.jpg").write_bytes(b"\xff\xd8\xff\xe0 this is no picture")
-    config = small(dir=str(tmp_path), num_workers=workers)
+def test_unreadable_pictures_are_replaced_named_and_counted_once(tmp_path, workers, caplog):
+    config = dataclasses.replace(damaged_folder(tmp_path), num_workers=workers)
     source = open_split(config, "train")
-    loader = TrainLoader(source, config, batch_size=2, seed=0)
-    with pytest.raises(CorruptImageError, match=r"'class_1/3\.jpg'"):
-        list(loader.batches(0, 3))
-    with pytest.raises(CorruptImageError, match=r"'class_1/3\.jpg'") as error:
-        list(EvalLoader(source, config, batch_size=2))
-    assert any("while preparing record 'class_1/3.jpg'" in note for note in error.value.__notes__)
+    loader = TrainLoader(source, config, batch_size=12, seed=0)
+    with caplog.at_level("WARNING"):
+        batches = list(loader.batches(0, 3))
+    # Each is replaced by the next of its data set: 03 by 05, and 08 by 10.
+    reds = np.sort(np.concatenate([batch["image"][:, 0, 0, 0] for batch in batches]))
+    expected = np.repeat([0, 20, 40, 80, 100, 100, 120, 140, 180, 200, 200, 220], 3)
+    np.testing.assert_allclose(reds, expected, atol=3)
+    assert sorted(loader.unreadable.ids.values()) == ["class_0/08.jpg", "class_1/03.jpg"]
+    named = [record.getMessage() for record in caplog.records]
+    assert [sum(name in line for line in named) for name in ("class_1/03.jpg", "class_0/08.jpg")] == [1, 1]
+    assert all(set(batch) == {"image", "label"} for batch in batches)
+    again = list(TrainLoader(source, damaged_folder(tmp_path), batch_size=12, seed=0).batches(0, 3))
+    assert list(map(digest, again)) == list(map(digest, batches))
+
+
+@pytest.mark.parametrize("loader", ["train", "eval"])
+def test_too_many_unreadable_pictures_stop_the_run(tmp_path, loader):
+    config = dataclasses.replace(damaged_folder(tmp_path), max_unreadable=0.1)
+    source = open_split(config, "train")
+    batches = (
+        TrainLoader(source, config, batch_size=12, seed=0).batches(0, 1)
+        if loader == "train"
+        else iter(EvalLoader(source, config, batch_size=12))
+    )
+    with pytest.raises(TooManyUnreadableError, match=r"2 of the 12 pictures .* data\.max_unreadable=0\.1 .*08\.jpg"):
+        list(batches)
+
+
+def test_evaluation_leaves_unreadable_pictures_out(tmp_path):
+    config = damaged_folder(tmp_path)
+    source = open_split(config, "train")
+    loader = EvalLoader(source, config, batch_size=8)
+    batches = list(loader)
+    index = np.concatenate([batch["index"] for batch in batches])
+    mask = np.concatenate([batch["mask"] for batch in batches])
+    np.testing.assert_array_equal(index[:12], np.arange(12))
+    left_out = [source[i].id for i in index[:12][~mask[:12]].tolist()]
+    assert left_out == list(loader.unreadable.ids.values()) == ["class_0/08.jpg", "class_1/03.jpg"]
+    assert not np.concatenate([batch["image"] for batch in batches])[:12][~mask[:12]].any()
+
+
+def test_nothing_but_unreadable_pictures_is_an_error(tmp_path):
+    (tmp_path / "train/a").mkdir(parents=True)
+    for name in "xy":
+        (tmp_path / f"train/a/{name}.jpg").write_bytes(b"nothing")
+    config = small(dir=str(tmp_path), max_unreadable=0.99)
+    with pytest.raises(CorruptImageError, match="cannot decode the picture of record 'a/"):
+        list(TrainLoader(open_split(config, "train"), config, batch_size=1, seed=0).batches(0, 1))
 
 
 def test_no_steps_is_an_empty_run():
@@ -220,7 +282,10 @@ def test_no_steps_is_an_empty_run():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 9}, "numbered has 8 pictures, fewer than one batch of batch_size=9"),
+        (
+            {"batch_size": 9},
+            "numbered: 8 pictures are fewer than one batch of batch_size=9: choose .* at most 8",
+        ),
         ({"batch_size": 7, "process_count": 2}, "positive multiple of the number of processes, 2: try 8"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"process_index": 2, "process_count": 2}, "process_index=2: expected 0 <= process_index < process_count=2"),
@@ -252,6 +317,9 @@ def test_impossible_evaluation_and_steps():
         ({"std": (0.2, 0.0, 0.2)}, "three positive numbers"),
         ({"num_workers": -1}, r"data\.num_workers=-1: expected 0 or more"),
         ({"prefetch": 0}, r"data\.prefetch=0: expected 1 or more"),
+        ({"repeats": 0}, r"data\.repeats=0: expected 1 or more"),
+        ({"max_unreadable": 1.0}, r"data\.max_unreadable=1\.0: expected a share"),
+        ({"token_labels": TokenLabelsConfig("maps")}, "makes a pipeline of its own"),
     ],
 )
 def test_impossible_data_configurations(changes, message):
@@ -268,6 +336,8 @@ def test_impossible_data_configurations(changes, message):
         ({"scale": (0.0, 1.0)}, r"augment\.scale=\(0\.0, 1\.0\)"),
         ({"flip": 1.5}, r"augment\.flip=1\.5: expected a probability"),
         ({"rotate": 181.0}, r"augment\.rotate=181\.0: expected degrees"),
+        ({"color_jitter": -1.0}, r"augment\.color_jitter=-1\.0"),
+        ({"rand_augment": RandAugmentConfig(num_ops=2), "three_augment": True}, "rand_augment excludes three_augment"),
         ({"translate": 10.0}, r"augment\.translate=10\.0: expected a fraction of the side"),
     ],
 )

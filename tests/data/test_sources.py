@@ -1,6 +1,7 @@
 import io
 import json
 import logging
+import os
 import pickle
 
 import numpy as np
@@ -157,13 +158,95 @@ def test_folder_with_an_empty_class(folder):
 def test_folder_splits_must_have_the_same_classes(folder, split):
     (folder / "val/owl").mkdir()
     (folder / "val/owl/o.jpg").write_bytes(png(1))
-    with pytest.raises(ValueError, match="same class folders, but 1 are in one of them only: owl"):
+    with pytest.raises(ValueError, match="same classes, but 1 are in one of them only: owl"):
         open_source(folder_config(folder), split)
 
 
 def test_folder_of_one_split_is_enough_to_read_it(folder):
     (folder / "val").rename(folder / "elsewhere")
     assert len(open_source(folder_config(folder), "train")) == 5
+
+
+@pytest.fixture
+def flat(tmp_path):
+    """DIR/{cat,dog}/..., 10 and 3 pictures."""
+    for name, count in (("cat", 10), ("dog", 3)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            (tmp_path / name / f"{i}.png").write_bytes(png(i))
+    return tmp_path
+
+
+def sides(directory, fraction=0.2, names=("train", "validation")):
+    config = DataConfig(name="folder", dir=str(directory), eval_fraction=fraction)
+    return [[v[2] for v in values(open_source(config, name))] for name in names]
+
+
+def test_held_out_share_is_of_every_class(flat):
+    train, held_out = sides(flat)
+    assert sorted(train + held_out) == sorted([f"cat/{i}.png" for i in range(10)] + [f"dog/{i}.png" for i in range(3)])
+    assert [name.split("/")[0] for name in held_out] == ["cat", "cat", "dog"]
+    # By the names alone: recorded, so that no version chooses others.
+    assert held_out == ["cat/0.png", "cat/8.png", "dog/0.png"]
+    assert [len(side) for side in sides(flat, 0.001)] == [11, 2]  # one at least
+    assert [len(side) for side in sides(flat, 0.999)] == [2, 11]
+    source = open_source(DataConfig(name="folder", dir=str(flat), eval_fraction=0.2), "validation")
+    assert (source.name, source.class_names) == (f"{flat.name}/validation", ("cat", "dog"))
+
+
+def test_more_pictures_move_few_to_the_other_side(flat):
+    _, before = sides(flat)
+    for i in range(10, 60):
+        (flat / f"cat/{i}.png").write_bytes(png(i))
+        _, after = sides(flat)
+        assert len(set(after) ^ set(before)) <= 2  # one for another
+        before = after
+    assert len(before) == 12 + 1
+
+
+def test_held_out_share_does_not_depend_on_the_listing(flat, monkeypatch):
+    expected = sides(flat)
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: sorted(listdir(path), reverse=True))
+    assert sides(flat) == expected
+
+
+def test_held_out_share_needs_two_pictures_of_a_class(flat):
+    for i in range(2):
+        (flat / f"dog/{i}.png").unlink()
+    with pytest.raises(ValueError, match=r"class folder .*/dog holds one picture: data\.eval_fraction needs two"):
+        sides(flat)
+
+
+def test_held_out_share_of_a_folder_with_splits(folder):
+    with pytest.raises(ValueError, match=r"train holds no pictures .* without splits; leave it out for DIR/SPLIT"):
+        sides(folder)
+
+
+def test_folder_without_splits_says_how_to_hold_out(flat):
+    with pytest.raises(FileNotFoundError, match=r"which holds cat, dog.*or DIR/CLASS.*data\.eval_fraction=0\.1"):
+        open_source(folder_config(flat), "train")
+
+
+def test_held_out_sides_have_two_names(flat):
+    with pytest.raises(
+        ValueError, match=r"split 'test': .* data\.train_split='train' or data\.eval_split='validation'"
+    ):
+        sides(flat, names=("test",))
+    with pytest.raises(ValueError, match=r"are both 'train': with data\.eval_fraction they name its two sides"):
+        DataConfig(name="folder", eval_fraction=0.1, eval_split="train")
+
+
+@pytest.mark.parametrize("name", ["tar", "digits", "imagenet2012"])
+def test_held_out_share_is_for_folders(name):
+    with pytest.raises(ValueError, match=r"data\.eval_fraction=0\.1 is for data\.name=\"folder\", not"):
+        DataConfig(name=name, eval_fraction=0.1)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0])
+def test_held_out_share_out_of_range(fraction):
+    with pytest.raises(ValueError, match=r"data\.eval_fraction=.*: expected a share"):
+        DataConfig(name="folder", eval_fraction=fraction)
 
 
 def test_tfds_source(tfds_dir):
@@ -208,7 +291,12 @@ def test_tfds_not_prepared_says_where_and_how(tmp_path):
         open_source(DataConfig(name="imagenet2012", dir=str(tmp_path)), "train")
     message = str(error.value)
     assert f"no {tmp_path}/imagenet2012/5.1.0/dataset_info.json" in message
-    assert f"tfds build imagenet2012 --file_format=array_record --data_dir={tmp_path}" in message
+    assert f"rmt data imagenet --tars=TARS --data-dir={tmp_path}" in message
+    assert "ILSVRC2012_img_train.tar (138 GB) and ILSVRC2012_img_val.tar (6.3 GB)" in message
+    assert "https://image-net.org/download-images" in message
+    with pytest.raises(FileNotFoundError) as error:
+        open_source(DataConfig(name="oxford_iiit_pet", dir=str(tmp_path)), "train")
+    assert f"tfds build oxford_iiit_pet --file_format=array_record --data_dir={tmp_path}" in str(error.value)
 
 
 def test_tfds_prepared_in_another_version_is_mentioned(tmp_path):

@@ -12,11 +12,11 @@ from sklearn.datasets import load_sample_image
 
 from rmt_jax.data import AugmentConfig, CorruptImageError, DataConfig, decode
 from rmt_jax.data.transforms import (
+    crop_and_resize,
     eval_transform,
     horizontal_flip,
     random_affine,
     random_crop_box,
-    random_resized_crop,
     resize_center_crop,
     train_transform,
 )
@@ -154,11 +154,11 @@ def test_random_crop_box_falls_back_to_the_largest_centred_box(size, box):
     assert random_crop_box(*size, np.random.default_rng(0), (1.0, 1.0), (3 / 4, 4 / 3)) == box
 
 
-def test_random_resized_crop_is_crop_then_resize_away_from_the_border():
+def test_crop_and_resize_is_crop_then_resize_away_from_the_border():
     image = photograph()
     for seed in range(5):
         box = random_crop_box(*image.size, np.random.default_rng(seed), (0.08, 1.0), (3 / 4, 4 / 3))
-        ours = random_resized_crop(image, 64, np.random.default_rng(seed))
+        ours = crop_and_resize(image, box, 64)
         plain = image.crop(box).resize((64, 64), Image.Resampling.BICUBIC)
         difference = np.abs(np.asarray(ours).astype(int) - np.asarray(plain))
         assert ours.size == (64, 64)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from rmt_jax.convert import to_torch
 from rmt_jax.models import RMTConfig, rmt
-from rmt_jax.tasks.classification import AUX_LOSS_WEIGHT, cross_entropy
+from rmt_jax.tasks.classification import AUX_LOSS_WEIGHT
+from rmt_jax.tasks.losses import cross_entropy
 from rmt_jax.training.optimizer import OptimizerConfig, make_optimizer, update_ema
 from rmt_jax.training.state import split_model
 from tests.ladder.case import EMA_DECAY, STEPS, Case, Row
@@ -43,7 +44,7 @@ def batch(case: Case, salt: int) -> Batch:
 
 def our_step(case: Case, graph: nnx.GraphDef, optimizer: optax.GradientTransformation) -> Callable[..., Any]:
     """(state, batch) -> (state, loss, outputs, gradients); the state is (params, batch_stats, opt_state, ema)."""
-    box = {} if case.mix_box is None else {"mix_box": jnp.array(case.mix_box)}
+    box = {} if case.mix_box is None else {"mix_boxes": jnp.array([case.mix_box])}
 
     def loss_fn(params: Any, batch_stats: Any, batch: Batch) -> tuple[Array, Any]:
         model = nnx.merge(graph, params, batch_stats)

@@ -15,20 +15,20 @@ from tests.models.small import abstract, arrays, images, small
 TAPS = {"features": 16, "proj": 12, "norm": 12, "activation": 12}
 
 
-def box(*edges: int) -> jax.Array:
-    return jnp.array(edges, jnp.int32)
+def boxes(*edges: int) -> jax.Array:
+    return jnp.array([edges], jnp.int32)
 
 
 @functools.cache
 def mixed(*edges: int) -> tuple[jax.Array, jax.Array]:
     """(logits, token logits) in training mode of three 64x96 pictures: 2x3 tokens."""
-    return mix_program()(box(*edges))
+    return mix_program()(boxes(*edges))
 
 
 @functools.cache
 def mix_program():
     graph, params, stats = arrays(small("rmt_s_star"))
-    return jax.jit(lambda box: nnx.merge(graph, params, stats)(images(3, 64, 96), mix_box=box))
+    return jax.jit(lambda boxes: nnx.merge(graph, params, stats)(images(3, 64, 96), mix_boxes=boxes))
 
 
 @functools.cache
@@ -85,26 +85,26 @@ def test_the_box_counts_tokens_of_eight_stem_positions(monkeypatch: pytest.Monke
     monkeypatch.setattr(type(model.backbone.layers[0]), "__call__", record)
     x = images(2, 64, 96)
 
-    def run(model: Classifier, box: jax.Array) -> list[jax.Array]:
+    def run(model: Classifier, boxes: jax.Array) -> list[jax.Array]:
         seen.clear()
-        model.backbone(x, mix_box=box)
+        model.backbone(x, mix_boxes=boxes)
         model.backbone(x)
         return [seen[0], seen[4]]
 
-    given, stem = jax.jit(run)(model, box(0, 1, 1, 3))
+    given, stem = jax.jit(run)(model, boxes(0, 1, 1, 3))
     expected = np.array(stem)
     expected[:, 0:8, 8:24] = np.asarray(stem)[::-1, 0:8, 8:24]
     np.testing.assert_allclose(given, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_mix_box_needs_an_auxiliary_head() -> None:
-    with pytest.raises(ValueError, match=r"mix_box needs a token-labelled model \(rmt_s_star.*no aux_head"):
-        small()(images(), mix_box=box(0, 0, 1, 1))
+def test_mix_boxes_need_an_auxiliary_head() -> None:
+    with pytest.raises(ValueError, match=r"mix_boxes need a token-labelled model \(rmt_s_star.*no aux_head"):
+        small()(images(), mix_boxes=boxes(0, 0, 1, 1))
 
 
-def test_mix_box_needs_sizes_that_are_multiples_of_32() -> None:
+def test_mix_boxes_need_sizes_that_are_multiples_of_32() -> None:
     with pytest.raises(ValueError, match=r"multiples of 32; got images of 64x80"):
-        small("rmt_s_star")(images(2, 64, 80), mix_box=box(0, 0, 1, 1))
+        small("rmt_s_star")(images(2, 64, 80), mix_boxes=boxes(0, 0, 1, 1))
 
 
 @pytest.mark.parametrize("tap", TAPS)

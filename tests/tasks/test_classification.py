@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from flax import nnx
 
 from rmt_jax.models import variant
 from rmt_jax.tasks import Classification
-from rmt_jax.tasks.classification import TopK, cross_entropy, normalize, smooth_labels
+from rmt_jax.tasks.accuracy import TopK
+from rmt_jax.tasks.classification import normalize
+from rmt_jax.tasks.losses import cross_entropy, smooth_labels
 
 
 def test_smoothed_labels() -> None:
@@ -35,7 +38,7 @@ def outputs(logits: list[list[float]], label: list[int], mask: list[bool]) -> di
 
 
 def test_top_1_and_top_5_by_hand() -> None:
-    metric = TopK()
+    metric = TopK(6)
     ranks = [[6.0, 5.0, 4.0, 3.0, 2.0, 1.0]] * 4
     metric.add(outputs(ranks, [0, 1, 4, 5], [True] * 4))
     assert metric.compute()["top1"] == 25
@@ -43,18 +46,19 @@ def test_top_1_and_top_5_by_hand() -> None:
 
 
 def test_padding_does_not_count() -> None:
-    metric = TopK()
+    metric = TopK(2)
     metric.add(outputs([[1.0, 0.0], [1.0, 0.0]], [0, 1], [True, False]))
     metric.add(outputs([[0.0, 0.0]], [0], [False]))
-    assert metric.compute() == {"top1": 100, "top5": 100, "loss": pytest.approx(math.log(1 + math.exp(-1)))}
+    loss = pytest.approx(math.log(1 + math.exp(-1)))
+    assert metric.compute() == {"top1": 100, "top5": 100, "loss": loss, "mean_per_class": 100}
 
 
 def test_equal_logits_go_to_the_lower_class_and_nan_is_never_right() -> None:
     for label, right in ((0, 100), (1, 0)):
-        metric = TopK()
+        metric = TopK(2)
         metric.add(outputs([[2.0, 2.0]], [label], [True]))
         assert metric.compute()["top1"] == right
-    metric = TopK()
+    metric = TopK(7)
     metric.add(outputs([[math.nan] * 7] * 2, [0, 6], [True, True]))
     assert metric.compute()["top1"] == 0
     assert metric.compute()["top5"] == 0
@@ -62,7 +66,7 @@ def test_equal_logits_go_to_the_lower_class_and_nan_is_never_right() -> None:
 
 def test_nothing_to_evaluate() -> None:
     with pytest.raises(ValueError, match="No sample to evaluate"):
-        TopK().compute()
+        TopK(2).compute()
 
 
 def test_a_starred_model_adds_half_the_loss_of_its_tokens() -> None:
@@ -77,7 +81,7 @@ def test_a_starred_model_adds_half_the_loss_of_its_tokens() -> None:
     logits, aux = starred(normalize(batch["image"], task.mean, task.std))
     targets = smooth_labels(batch["label"], 3, 0.1)
     expected = cross_entropy(logits, targets) + 0.5 * cross_entropy(aux, targets[:, None, None])
-    loss, metrics = task.loss(starred, batch, nnx.Rngs(0))
+    loss, metrics = task.loss(starred, task.prepare(batch, jax.random.key(0)), nnx.Rngs(0))
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
     assert metrics["loss"] == loss
     assert float(metrics["top1"]) in {0, 50, 100}

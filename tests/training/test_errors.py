@@ -98,6 +98,14 @@ def test_workdir_of_another_configuration(attempt: Attempt, stopped_run: pathlib
     assert "seed: 0 there, 5 now" in attempt("--config.seed=5", workdir=stopped_run, mode="eval")
 
 
+def test_resuming_with_other_classes(attempt: Attempt, stopped_run: pathlib.Path) -> None:
+    path = stopped_run / "classes.json"
+    path.write_text(json.dumps(["zero", *json.loads(path.read_text())[1:]]))
+    assert "other classes: class 0 is 'zero' there, '0' here." in attempt(workdir=stopped_run)
+    path.write_text("{}")
+    assert "classes.json does not hold the class names" in attempt(workdir=stopped_run)
+
+
 def test_checkpoint_beyond_the_end(attempt: Attempt, stopped_run: pathlib.Path) -> None:
     path = stopped_run / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"epochs": 1}))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rmt_jax.models import abstract_model, create_model, list_models
-from rmt_jax.training.optimizer import OptimizerConfig, decay_mask, make_optimizer, update_ema
+from rmt_jax.training.optimizer import WEIGHT_DECAY_RULES, OptimizerConfig, make_optimizer, select, update_ema
 from rmt_jax.training.schedule import ScheduleConfig, learning_rates
 from rmt_jax.training.state import split_model
 
@@ -25,7 +25,7 @@ def test_schedule_without_warmup() -> None:
 @pytest.mark.parametrize("name", list_models())
 def test_kernels_and_layer_scale_decay_and_nothing_else(name: str) -> None:
     _, params, _ = split_model(abstract_model(lambda rngs: create_model(name, rngs=rngs)))
-    mask = decay_mask(params)
+    mask = select(params, WEIGHT_DECAY_RULES)
     for (path, leaf), decays in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(mask), strict=True):
         last = jax.tree_util.keystr(path[-1:], simple=True)
         assert decays == (leaf.ndim > 1 or last.startswith("gamma_")), path

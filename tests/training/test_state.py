@@ -53,7 +53,7 @@ def compiled_step(task: Classification, mesh: MeshConfig | None, grad_accum_step
     shardings, _ = state_sharding(devices, fresh_state(task))
     step = jax.jit(
         step,
-        in_shardings=(shardings, batch_sharding(devices)),
+        in_shardings=(shardings, batch_sharding(devices), replicated(devices)),
         out_shardings=(shardings, replicated(devices)),
         donate_argnums=0,
     )
@@ -70,7 +70,7 @@ def run(
     step, place = compiled_step(task, mesh, grad_accum_steps)
     state, losses = jax.device_put(fresh_state(task), place), []
     for item in batches:
-        state, metrics = step(state, item)
+        state, metrics = step(state, item, {})
         losses.append(float(metrics["loss"]))
     return jax.device_get(state), losses
 

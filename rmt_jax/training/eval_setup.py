@@ -1,0 +1,155 @@
+"""What an evaluation needs, made and checked before the first batch; of the data only the evaluation split."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh, NamedSharding
+
+from rmt_jax.convert import Preprocessing, Weights, class_differences, load_into, name_some
+from rmt_jax.data import EvalLoader, open_source
+from rmt_jax.models import abstract_model
+from rmt_jax.models.flops import count_flops
+from rmt_jax.tasks import Classification
+from rmt_jax.training.config import Config
+from rmt_jax.training.report import log
+from rmt_jax.training.sharding import batch_sharding, make_mesh, replicated, state_sharding
+from rmt_jax.training.state import Tree, make_predict_step, split_model
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSetup:
+    """An evaluation, ready to start.
+
+    Attributes:
+        config: what it was made from.
+        mesh: all devices.
+        task: model and metric.
+        eval_loader: batches of this process.
+        abstract_weights: shapes, types and shardings of {params, batch_stats}.
+        predict_step: compiled, ({params, batch_stats}, batch) -> outputs, replicated.
+        batch_sharding: of a batch.
+    """
+
+    config: Config
+    mesh: Mesh
+    task: Classification
+    eval_loader: EvalLoader
+    abstract_weights: Tree
+    predict_step: Callable[[Tree, Mapping[str, Array]], dict[str, Array]]
+    batch_sharding: NamedSharding
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """By label."""
+        return self.eval_loader.source.class_names
+
+    def summary(self) -> dict[str, str]:
+        """What is about to be evaluated, in the words of the summary table."""
+        config, model, source = self.config, self.task.model, self.eval_loader.source
+        size, devices, batch_size = config.data.image_size, jax.devices(), self.eval_loader.batch_size
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.abstract_weights["params"]))
+        return {
+            "model": f"{config.model.name}, {config.model.dtype}",
+            "parameters": f"{parameters:,}",
+            "FLOPs": f"{count_flops(model, size, size) / 1e9:.3f} G multiply-accumulates a picture of {size}x{size}",
+            "devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es)",
+            "mesh": ", ".join(f"{axis} {count}" for axis, count in self.mesh.shape.items()),
+            "evaluation data": f"{source.name}: {len(source):,} pictures, {source.num_classes} classes",
+            "evaluation batch": f"{batch_size} ({batch_size // len(devices)} a device)",
+            "workers": f"{config.data.num_workers} processes, {config.data.num_threads} threads",
+        }
+
+    def place(self, weights: Weights, where: str) -> Tree:
+        """{params, batch_stats} on the devices. What evaluation does not use may be missing, and is said.
+
+        Args:
+            weights: of the same backbone, with a head for the same classes.
+            where: name of the source, for messages.
+
+        Raises:
+            ValueError: the weights do not fit, lack what evaluation needs, or were trained on other classes.
+        """
+        differences = class_differences(weights.class_names, self.class_names)
+        if differences:
+            raise ValueError(
+                f"{where} was trained on other classes than {self.eval_loader.source.name} has: "
+                f"{name_some(differences)}. Evaluate it on the data set it was trained on, or fine-tune it first."
+            )
+        model = abstract_model(self.task.init_model)
+        fit = load_into(model, weights, where)
+        missing = [path for path in fit.fresh if not path.startswith("aux_head/")]
+        if missing:
+            raise ValueError(
+                f"{where} ({weights.describe()}) lacks what evaluating {self.config.model.name} with "
+                f"{self.task.model.num_classes} classes needs: {', '.join(missing)}. Train it first: "
+                f"--config.init_from takes what fits and draws the rest."
+            )
+        log("; ".join(filter(None, [f"Weights from {where}: {weights.describe()}, {weights.kind}", str(fit)])))
+        self._compare_preprocessing(weights)
+        _, params, batch_stats = split_model(model)
+        # Only the auxiliary head of a starred model can still be without values, and evaluation does not use it.
+        values = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf,
+            {"params": params, "batch_stats": batch_stats},
+        )
+        return jax.device_put(values, jax.tree.map(lambda leaf: leaf.sharding, self.abstract_weights))
+
+    def _compare_preprocessing(self, weights: Weights) -> None:
+        here = Preprocessing.from_json(dataclasses.asdict(self.config.data))
+        if weights.preprocessing not in (None, here):
+            log(f"These weights are for pictures of {weights.preprocessing}; evaluated with {here}.")
+
+
+def prepare_evaluation(config: Config) -> EvalSetup:
+    """Open the evaluation split, build the mesh and the prediction; nothing is compiled and no weights are made.
+
+    Raises:
+        ValueError: a configuration that cannot run here.
+        FileNotFoundError: data that is not there.
+    """
+    mesh = make_mesh(config.mesh)
+    batch_size = config.eval_batch_size or config.batch_size
+    check_batch("eval_batch_size" if config.eval_batch_size else "batch_size", batch_size, 1)
+    processes: dict[str, Any] = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    source = open_source(config.data, config.data.eval_split)
+    task = Classification(
+        model=config.model.resolve(source.num_classes),
+        dtype=config.model.dtype,
+        mean=config.data.mean,
+        std=config.data.std,
+    )
+    model = abstract_model(task.init_model)
+    model.eval()
+    graph, params, batch_stats = split_model(model)
+    shapes = {"params": params, "batch_stats": batch_stats}
+    shardings, _ = state_sharding(mesh, shapes)
+    return EvalSetup(
+        config=config,
+        mesh=mesh,
+        task=task,
+        eval_loader=EvalLoader(source, config.data, batch_size=batch_size, **processes),
+        abstract_weights=with_sharding(shapes, shardings),
+        predict_step=jax.jit(make_predict_step(task, graph), out_shardings=replicated(mesh)),
+        batch_sharding=batch_sharding(mesh),
+    )
+
+
+def with_sharding(shapes: Tree, shardings: Tree) -> Tree:
+    """Shapes and types, each with its sharding."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+    )
+
+
+def check_batch(name: str, batch_size: int, parts: int) -> None:
+    """Raises ValueError, with what would do, for a batch that the devices cannot divide among them in `parts` parts."""
+    devices = jax.device_count()
+    if batch_size % (devices * parts):
+        pieces = f"{devices} device(s)" + (f" x grad_accum_steps={parts}" if parts > 1 else "")
+        multiple = devices * parts
+        below, above = batch_size // multiple * multiple, -(-batch_size // multiple) * multiple
+        raise ValueError(f"{name}={batch_size} cannot be divided over {pieces}. Use {below or above} or {above}.")
