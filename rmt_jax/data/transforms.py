@@ -102,14 +102,24 @@ def train_transform(image: Image.Image, config: DataConfig, rng: np.random.Gener
 
     Crop and resize, flip, RandAugment or ThreeAugment and colour jitter, affine: those that `config` has.
     """
+    image = train_crop(image, config, rng)
+    if config.augment.flip:
+        image = horizontal_flip(image, rng, config.augment.flip)
+    return np.asarray(train_augment(image, config, rng))
+
+
+def train_crop(image: Image.Image, config: DataConfig, rng: np.random.Generator) -> Image.Image:
+    """The first part of `train_transform`: a random crop, or the evaluation's, at the final size."""
     augment = config.augment
     if augment.crop_scale is None:
-        image = resize_center_crop(image, config.image_size, config.crop_ratio, config.interpolation)
-    else:
-        box = random_crop_box(image.width, image.height, rng, augment.crop_scale, augment.crop_aspect)
-        image = crop_and_resize(image, box, config.image_size, config.interpolation)
-    if augment.flip:
-        image = horizontal_flip(image, rng, augment.flip)
+        return resize_center_crop(image, config.image_size, config.crop_ratio, config.interpolation)
+    box = random_crop_box(image.width, image.height, rng, augment.crop_scale, augment.crop_aspect)
+    return crop_and_resize(image, box, config.image_size, config.interpolation)
+
+
+def train_augment(image: Image.Image, config: DataConfig, rng: np.random.Generator) -> Image.Image:
+    """The last part of `train_transform`, after the flip: what changes colours and shapes at the final size."""
+    augment = config.augment
     if augment.rand_augment.num_ops:
         image = rand_augment(image, rng, augment.rand_augment, mean_color(config.mean), config.interpolation)
     if augment.three_augment:
@@ -119,7 +129,7 @@ def train_transform(image: Image.Image, config: DataConfig, rng: np.random.Gener
     if augment.rotate or augment.translate or augment.scale != (1.0, 1.0):
         # At the final size, so that a large picture is antialiased and an 8x8 one is enlarged as in evaluation.
         image = random_affine(image, rng, augment.rotate, augment.translate, augment.scale)
-    return np.asarray(image)
+    return image
 
 
 def token_label_transform(

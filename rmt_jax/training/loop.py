@@ -79,6 +79,7 @@ class Training:
                 if not complete:
                     log(f"Saved in {self.workdir}. The same command goes on from there.")
                     return stop.exit_code
+        self._report_unreadable()
         seconds = time.monotonic() - started
         print_results(run_results(self.workdir), seconds=seconds, workdir=self.workdir)
         return 0
@@ -123,6 +124,11 @@ class Training:
             plot_curves(read_metrics(self.workdir / "metrics.jsonl"), self.workdir / "curves.png")
         if self.is_main and step == self.setup.total_steps:
             write_evaluation(self.workdir, self.setup, metrics, source=str(self.workdir), step=step, weights="ema")
+
+    def _report_unreadable(self) -> None:
+        for loader, fate in ((self.setup.train_loader, "replaced by others"), (self.setup.eval_loader, "left out")):
+            if loader.unreadable:
+                log(f"Unreadable pictures of {loader.source.name}, {fate}: {', '.join(loader.unreadable.ids.values())}")
 
     def _check_classes(self) -> None:
         """A data set elsewhere is allowed to a resumed run, one with other classes is not."""

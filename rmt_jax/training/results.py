@@ -92,6 +92,7 @@ def write_evaluation(
         "data": setup.config.data.name,
         "split": setup.config.data.eval_split,
         "pictures": metric.count,
+        "unreadable": len(setup.eval_loader.unreadable),
         **_figures(metric),
         "raw": _figures(metrics["val"]) if "val_ema" in metrics else None,
         "classes": {

@@ -4,6 +4,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from rmt_jax.data import TooManyUnreadableError
 from rmt_jax.training.command_line import load_config
 from rmt_jax.training.config import parse
 from rmt_jax.training.evaluation import Evaluation
@@ -16,8 +17,8 @@ MODES: dict[str, type[Training] | type[Evaluation]] = {"train": Training, "eval"
 def run(config: str, words: Sequence[str] = (), *, workdir: str | None = None, mode: str = "train") -> int:
     """Run a config file; returns the exit code.
 
-    0 done, 1 stopped by a loss that is not finite, 2 something to mend in what was given, 130 or 143 saved after Ctrl-C
-    or SIGTERM. Messages for the user go to standard error.
+    0 done, 1 stopped by a loss that is not finite or by too many unreadable pictures, 2 something to mend in what was
+    given, 130 or 143 saved after Ctrl-C or SIGTERM. Messages for the user go to standard error.
 
     Args:
         config: FILE or FILE:ARGUMENT.
@@ -34,6 +35,6 @@ def run(config: str, words: Sequence[str] = (), *, workdir: str | None = None, m
         return 2
     try:
         return job.run()
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, TooManyUnreadableError) as error:
         print(f"stopped: {error}", file=sys.stderr)
         return 1

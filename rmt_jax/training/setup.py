@@ -15,6 +15,7 @@ from rmt_jax.convert import class_differences, load_into, name_some, read_weight
 from rmt_jax.data import TrainLoader, open_source
 from rmt_jax.models import abstract_model
 from rmt_jax.training.config import Config
+from rmt_jax.training.describe import describe_augmentation, describe_loss
 from rmt_jax.training.eval_setup import EvalSetup, check_batch, prepare_evaluation, with_sharding
 from rmt_jax.training.optimizer import FROZEN_RULES, make_optimizer
 from rmt_jax.training.report import log
@@ -76,8 +77,12 @@ class Setup(EvalSetup):
             "learning rate": f"peak {config.peak_learning_rate:g} = {config.optimizer.learning_rate:g} x "
             f"{config.batch_size} / {config.reference_batch_size}, {config.schedule.warmup_epochs} epochs of warm-up, "
             f"cosine to {config.schedule.min_lr:g}",
+            "augmentation": describe_augmentation(config),
+            "loss": describe_loss(config),
             "optimizer": f"AdamW, weight decay {config.optimizer.weight_decay:g}, "
-            + (f"clipped at {config.optimizer.clip_norm:g}" if config.optimizer.clip_norm else "no clipping"),
+            + (f"clipped at {config.optimizer.clip_norm:g}" if config.optimizer.clip_norm else "no clipping")
+            + (f", layer decay {config.optimizer.layer_decay:g}" if config.optimizer.layer_decay < 1 else "")
+            + (", the head alone" if config.freeze_backbone else ""),
             "EMA": f"decay {self.config.step_ema_decay:.6g} a step",
             "workers": workers,
         }

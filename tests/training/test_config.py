@@ -1,9 +1,11 @@
 """Configuration: every file parses, every mistake is named."""
 
 import pathlib
+from typing import Any
 
 import pytest
 
+from rmt_jax.tasks import MixConfig
 from rmt_jax.training.command_line import load_config
 from rmt_jax.training.config import Config, parse
 from tests.training.conftest import REPOSITORY
@@ -13,7 +15,7 @@ from tests.training.conftest import REPOSITORY
 def test_every_config_file_parses(path: pathlib.Path) -> None:
     config = parse(load_config(str(path)))
     assert isinstance(config, Config)
-    assert config.model.name in {"rmt_nano", path.stem}
+    assert config.model.name in {"rmt_nano", "rmt_s", path.stem}
 
 
 def test_defaults_are_the_recipe_of_rmt_s() -> None:
@@ -88,5 +90,38 @@ def test_missing_file_names_those_there_are() -> None:
 
 
 def test_argument_where_none_is_taken() -> None:
-    with pytest.raises(ValueError, match="takes no argument; leave out :384"):
+    with pytest.raises(ValueError, match="takes no argument; leave out :token_label"):
+        load_config("configs/rmt_t.py:token_label")
+    with pytest.raises(ValueError, match="no recipe '384': leave it out, or give token_label"):
         load_config("configs/rmt_s.py:384")
+
+
+@pytest.mark.parametrize("name", ["rmt_s", "rmt_b", "rmt_l"])
+def test_token_labelling_is_a_recipe_of_its_own(name: str) -> None:
+    plain, starred = (parse(load_config(f"configs/{name}.py{argument}")) for argument in ("", ":token_label"))
+    assert (plain.model.name, starred.model.name) == (name, f"{name}_star")
+    assert (plain.epochs, starred.epochs) == (300, 310)
+    assert (plain.data.repeats, starred.data.repeats) == (3, 1)
+    assert plain.mix == MixConfig(mixup=0.8, cutmix=1.0, group=128)
+    assert starred.mix == MixConfig(mix_token=True, group=128)
+    assert (plain.data.crop_ratio, starred.data.crop_ratio) == (0.875, 0.96)
+    assert (plain.erasing, plain.label_smoothing) == (starred.erasing, starred.label_smoothing) == (0.25, 0.1)
+    assert plain.data.augment == starred.data.augment
+    assert (plain.optimizer, plain.schedule) == (starred.optimizer, starred.schedule)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 192, "mix": {"mixup": 0.8}}, r"batch_size=192 cannot be cut into groups of mix\.group=128"),
+        (
+            {"batch_size": 256, "grad_accum_steps": 4, "mix": {"mix_token": True}},
+            r"groups of mix\.group=128 x grad_accum_steps=4: choose a multiple, or a mix\.group that divides 64",
+        ),
+        ({"erasing": 1.5}, "erasing must be a probability"),
+        ({"loss": "mse"}, "loss must be"),
+    ],
+)
+def test_recipes_that_cannot_run(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse(changes)

@@ -11,10 +11,11 @@ import pytest
 from flax import nnx
 
 from rmt_jax.models import variant
-from rmt_jax.tasks import Classification
-from rmt_jax.training.optimizer import OptimizerConfig, make_optimizer
+from rmt_jax.models.arrays import flat_paths
+from rmt_jax.tasks import Classification, MixConfig
+from rmt_jax.training.optimizer import FROZEN_RULES, OptimizerConfig, make_optimizer
 from rmt_jax.training.sharding import MeshConfig, batch_sharding, make_mesh, replicated, state_sharding
-from rmt_jax.training.state import State, init_state, make_train_step, model_graphs, split_model
+from rmt_jax.training.state import State, _deal, init_state, make_train_step, model_graphs, split_model
 from tests.training.conftest import TINY
 
 # Adam moves a parameter by the learning rate whatever the size of its gradient, so parameters whose gradient is
@@ -22,10 +23,14 @@ from tests.training.conftest import TINY
 OPTIMIZER = make_optimizer(OptimizerConfig(epsilon=1.0), 0.1)
 
 
-def task(drop_path: float = 0.0) -> Classification:
+def task(drop_path: float = 0.0, **recipe: Any) -> Classification:
     model = variant("rmt_nano", **TINY, num_classes=10, drop_path=drop_path)
     half = (0.5, 0.5, 0.5)
-    return Classification(model=model, dtype="float32", mean=half, std=half, label_smoothing=0.1)
+    return Classification(model=model, dtype="float32", mean=half, std=half, label_smoothing=0.1, **recipe)
+
+
+def mixing_task() -> Classification:
+    return task(drop_path=0.3, erasing=0.5, mix=MixConfig(mixup=0.8, cutmix=1.0, group=4))
 
 
 def batch(size: int, seed: int = 0) -> dict[str, jax.Array]:
@@ -84,18 +89,23 @@ def assert_close(ours: Any, expected: Any, rtol: float = 1e-5) -> None:
 
 @pytest.fixture(scope="module")
 def one_device() -> tuple[State, list[float]]:
-    return run(task(drop_path=0.3), [batch(16, seed) for seed in range(3)])
+    return run(mixing_task(), [batch(16, seed) for seed in range(3)])
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(8, 1), MeshConfig(2, 4)], ids=["8x1", "2x4"])
 def test_same_numbers_on_every_mesh(mesh: MeshConfig, one_device: tuple[State, list[float]]) -> None:
-    state, losses = run(task(drop_path=0.3), [batch(16, seed) for seed in range(3)], mesh)
+    state, losses = run(mixing_task(), [batch(16, seed) for seed in range(3)], mesh)
     np.testing.assert_allclose(losses, one_device[1], rtol=1e-5)
     assert_close(state, one_device[0])
 
 
+def test_erasing_and_mixing_take_effect(one_device: tuple[State, list[float]]) -> None:
+    _, plain = run(task(drop_path=0.3), [batch(16, 0)])
+    assert abs(plain[0] - one_device[1][0]) > 1e-3
+
+
 def test_same_seed_same_bits(one_device: tuple[State, list[float]]) -> None:
-    state, losses = run(task(drop_path=0.3), [batch(16, seed) for seed in range(3)])
+    state, losses = run(mixing_task(), [batch(16, seed) for seed in range(3)])
     assert losses == one_device[1]
     jax.tree.map(np.testing.assert_array_equal, state, one_device[0])
 
@@ -134,6 +144,29 @@ def test_accumulation_moves_batch_norm_once_for_each_part() -> None:
     once = run(task(), [half])[0]["batch_stats"]["backbone"]["patch_embed"]["proj"][1]["mean"]
     moved = in_parts["batch_stats"]["backbone"]["patch_embed"]["proj"][1]["mean"]
     np.testing.assert_allclose(moved - start, 1.9 * (once - start), rtol=1e-4)  # 1 - 0.9^2 = 1.9 * (1 - 0.9)
+
+
+def test_mix_tokens_groups_stay_together_in_parts() -> None:
+    """Dealt out one sample at a time, as otherwise, partners would be torn apart."""
+    x = jnp.arange(16)
+    np.testing.assert_array_equal(_deal(x, 2, together=1), [x[::2], x[1::2]])
+    np.testing.assert_array_equal(_deal(x, 2, together=4), [[0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]])
+    boxes = jnp.arange(16).reshape(4, 4)  # one for each group of four
+    np.testing.assert_array_equal(_deal(boxes, 2, together=1), [boxes[::2], boxes[1::2]])
+
+
+def test_a_linear_probe_moves_the_head_alone() -> None:
+    small = task(drop_path=0.3)
+    model = small.init_model(nnx.Rngs(0))
+    model.freeze_backbone()
+    graph, params, batch_stats = split_model(model)
+    optimizer = make_optimizer(OptimizerConfig(), 0.1, frozen_rules=FROZEN_RULES)
+    start = init_state(params, batch_stats, optimizer)
+    step = jax.jit(make_train_step(small, graph, optimizer, seed=0, ema_decay=0.9, frozen_rules=FROZEN_RULES))
+    state, _ = step(start, batch(8), {})
+    for path, before in flat_paths({"params": params, "batch_stats": batch_stats}):
+        after = dict(flat_paths({"params": state["params"], "batch_stats": state["batch_stats"]}))[path]
+        assert np.array_equal(before, after) == (not path.startswith("params/head/")), path
 
 
 def test_moving_average_follows_parameters_and_statistics() -> None:
