@@ -159,7 +159,7 @@ def _report(maps: LabelMaps, data: DataConfig) -> int:
 
 
 def _picture_ids(source: ImageSource) -> Iterator[str]:
-    return (source[index].id for index in range(len(source)))
+    return map(source.id, range(len(source)))
 
 
 def _coverage_text(found: Coverage, name: str) -> str:

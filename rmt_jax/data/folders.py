@@ -55,8 +55,12 @@ class FolderSource(ImageSource):
     def __len__(self) -> int:
         return len(self._files)
 
+    def id(self, index: int) -> str:
+        """CLASS/NAME, without reading the picture."""
+        return os.fsdecode(self._files[index])
+
     def __getitem__(self, index: int) -> Example:
-        name = os.fsdecode(self._files[index])
+        name = self.id(index)
         with open(os.path.join(self._folder, name), "rb") as file:
             return Example(file.read(), int(self._labels[index]), name)
 

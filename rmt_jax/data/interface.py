@@ -38,6 +38,10 @@ class ImageSource(abc.ABC):
     @abc.abstractmethod
     def __getitem__(self, index: int) -> Example: ...
 
+    def id(self, index: int) -> str:
+        """The id of a picture; sources that know it without reading the picture override this."""
+        return self[index].id
+
 
 def is_picture(name: str) -> bool:
     """Whether a file's name ends like a picture's; hidden files (`._x.jpg` of macOS) are none."""

@@ -55,7 +55,7 @@ class Unreadable:
         """
         for index in batch.pop(_UNREADABLE).tolist():
             if index >= 0 and index not in self.ids:
-                self.ids[index] = self._source[index].id
+                self.ids[index] = self._source.id(index)
                 logging.getLogger(__name__).warning(
                     "unreadable picture %s of %s (%d so far)", self.ids[index], self._source.name, len(self)
                 )
@@ -240,7 +240,7 @@ def _open_label_maps(config: DataConfig, source: ImageSource) -> LabelMaps | Non
         return None
     maps = LabelMaps(config.token_labels.file)
     for index in np.linspace(0, len(source) - 1, _MAPS_TRIED).astype(np.int64).tolist():
-        maps[source[index].id]
+        maps[source.id(index)]
     if maps.num_classes > source.num_classes:
         raise ValueError(
             f"the label maps of {maps.path} name {maps.num_classes} classes, {source.name} has {source.num_classes}"

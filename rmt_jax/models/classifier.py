@@ -77,7 +77,7 @@ class Classifier(nnx.Module):
                 + ("has no aux_head." if self.aux_head is None else "is in evaluation mode: call model.train().")
             )
         x = self.backbone(images, rngs=rngs, mix_boxes=mix_boxes)[-1]
-        taps = self._taps(x)
+        taps = self.taps(x)
         logits = self._pooled_logits(taps["activation"])
         if self.aux_head is None:
             return logits
@@ -92,10 +92,11 @@ class Classifier(nnx.Module):
 
     def forward_head(self, features: Map, *, pre_logits: bool = False) -> Float[Array, "batch outputs"]:
         """From `forward_features` to logits without the auxiliary head, or with pre_logits to the head's input."""
-        x = self._taps(features)["activation"]
+        x = self.taps(features)["activation"]
         return x.mean(axis=(1, 2)) if pre_logits else self._pooled_logits(x)
 
-    def _taps(self, features: Map) -> dict[str, Output]:
+    def taps(self, features: Map) -> dict[str, Output]:
+        """From `forward_features`, what the auxiliary head may read, by the names of `RMTConfig.aux_tap`."""
         proj = self.proj(features)
         norm = self.norm(proj)
         return {"features": features, "proj": proj, "norm": norm, "activation": nnx.silu(norm)}

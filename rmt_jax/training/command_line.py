@@ -1,9 +1,11 @@
 """--config FILE[:ARGUMENT] and --config.KEY=VALUE: from words to a nested dict that `config.parse` checks."""
 
+import contextlib
 import importlib.util
 import inspect
 import pathlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ml_collections
@@ -31,7 +33,8 @@ def load_config(path: str, words: Sequence[str] = ()) -> dict[str, Any]:
     if spec is None or spec.loader is None:
         raise ValueError(f"--config={path}: {file} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with _importable(pathlib.Path(file).resolve().parent.parent):
+        spec.loader.exec_module(module)
     if argument and not inspect.signature(module.get_config).parameters:
         raise ValueError(f"--config={path}: {file} takes no argument; leave out :{argument}.")
     config = module.get_config(argument) if argument else module.get_config()
@@ -45,6 +48,16 @@ def load_config(path: str, words: Sequence[str] = ()) -> dict[str, Any]:
                 raise ValueError(f"{PREFIX}{key}: {step} is a value, not a group of keys.")
         group[name] = Word(value)
     return values
+
+
+@contextlib.contextmanager
+def _importable(folder: pathlib.Path) -> Iterator[None]:
+    """Config files import each other as `configs.NAME`, whatever program reads them."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
 
 
 def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:

@@ -81,7 +81,7 @@ def token_logits(model: Classifier, images: Float[Array, "batch height width 3"]
     """
     features = model.forward_features(images)
     if model.aux_head is not None:
-        return model.aux_head(model._taps(features)[model.config.aux_tap]).astype(jnp.float32)
+        return model.aux_head(model.taps(features)[model.config.aux_tap]).astype(jnp.float32)
     # To forward_head every position is a map of its own, over which the mean is itself.
     batch, height, width, channels = features.shape
     logits = model.forward_head(features.reshape(-1, 1, 1, channels))
