@@ -1,8 +1,17 @@
 """One session for all tests: eight virtual CPU devices, products in full float32, quick compilation."""
 
 import os
+import pathlib
 
 import jax
+import numpy as np
+import pytest
+
+from rmt_jax.data import DataConfig, open_source, prepare_digits
+from rmt_jax.data.imagenet_shards import Progress
+from rmt_jax.data.label_maps import map_name
+from rmt_jax.data.label_writer import LabelMapWriter
+from tests import standin as forms
 
 # LLVM does not optimise: most tests run a program once, and compiling it is what takes their time. What users run is
 # compiled in full by `python -m tests.parity`.
@@ -13,3 +22,33 @@ devices = "--xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_COMPILATION} {devices}".strip()
 
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(scope="session")
+def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A TFDS data directory with the digits in it."""
+    directory = str(tmp_path_factory.mktemp("tfds"))
+    prepare_digits(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def standin(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, dict[str, forms.Pictures]]:
+    """A small stand-in for ImageNet in all its forms, and its pictures. Not to be changed."""
+    directory = tmp_path_factory.mktemp("standin")
+    return directory, forms.write_all(directory, train=6, validation=3, truncated=True, progress=Progress())
+
+
+@pytest.fixture(scope="session")
+def standin_maps(
+    standin: tuple[pathlib.Path, dict[str, forms.Pictures]], tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    """A file of random label maps for the training pictures of the stand-in."""
+    path = tmp_path_factory.mktemp("maps") / "maps.array_record"
+    source = open_source(DataConfig(name="folder", dir=str(standin[0] / "folder"), eval_split="val"), "train")
+    rng = np.random.default_rng(0)
+    with LabelMapWriter(path, {}) as writer:
+        for index in range(len(source)):
+            scores, ids = rng.standard_normal((5, 18, 18)), rng.integers(0, source.num_classes, (5, 18, 18))
+            writer.add(map_name(source.id(index)), np.stack([scores, ids]).astype(np.float16))
+    return path

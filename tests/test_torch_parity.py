@@ -262,7 +262,7 @@ MISTAKES: dict[str, tuple[str, set[str], Callable[[pytest.MonkeyPatch], None]]] 
     "layer scale left out": ("block", {"part"}, wrap(rmt, "_scale", lambda _, gamma, x: x)),
     "padding SAME at stride 2": ("stage", {"part"}, wrap(rmt, "conv3x3", same_padding)),
     "GELU after the last BatchNorm": ("stem", {"part"}, wrap(rmt.Stem, "__call__", gelu_at_the_end)),
-    "auxiliary head one layer later": ("classifier", {"model"}, wrap(Classifier, "_taps", tap_after_norm)),
+    "auxiliary head one layer later": ("classifier", {"model"}, wrap(Classifier, "taps", tap_after_norm)),
     "extra norms' epsilon 1e-6": (
         "backbone",
         {"model"},

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from rmt_jax.cli import convert, data, labels, models
+from rmt_jax.cli import benchmark, convert, data, labels, models, plot
 from rmt_jax.version import __version__
 
 
@@ -20,9 +20,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="rmt", description="RMT in JAX. To train, see: python main.py --help")
     parser.add_argument("--version", action="version", version=f"rmt_jax {__version__}")
     commands = parser.add_subparsers(title="commands", required=True)
-    for command in (models, convert, data, labels):
+    for command in (models, convert, data, labels, benchmark, plot):
         command.add_parser(commands)
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and "config_words" not in options:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.config_words = rest  # --config.KEY=VALUE, which is checked where it is used
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports what it does
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:

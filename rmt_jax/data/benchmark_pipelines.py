@@ -1,4 +1,4 @@
-"""One batch in one thread, with a look at the clock after every stage: as here, and as torchvision and timm do it."""
+"""A batch in one thread, with a look at the clock after every stage: as here, and as torchvision and timm do it."""
 
 import dataclasses
 import io
@@ -13,6 +13,7 @@ from rmt_jax.data.config import INTERPOLATIONS, DataConfig
 from rmt_jax.data.decode import decode
 from rmt_jax.data.interface import Example, ImageSource
 from rmt_jax.data.label_maps import LabelMaps, flip_map, warp_map
+from rmt_jax.data.order import TrainingOrder
 from rmt_jax.data.pipeline import Batch, Element
 from rmt_jax.data.randaugment import apply_operation, draw_operations, mean_color
 from rmt_jax.data.transforms import (
@@ -47,30 +48,31 @@ class Laps:
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """Both ways to the first batch of a run, with the same random draws.
+    """Both ways to a batch, with the same random draws.
 
     Attributes:
         source: the pictures.
-        indices: those of the batch.
+        order: which of them a batch has.
         config: the recipe.
         seed: of the draws.
+        batch_size: pictures in a batch.
         maps: label maps, where `config` names them.
         erasing: probability of random erasing; only the baseline does it here.
     """
 
     source: ImageSource
-    indices: Sequence[int]
+    order: TrainingOrder
     config: DataConfig
     seed: int
+    batch_size: int
     maps: LabelMaps | None
     erasing: float
 
-    def ours(self, lap: Laps) -> Batch:
-        """What `TrainLoader` yields at step 0."""
+    def ours(self, step: int, lap: Laps) -> Batch:
+        """What `TrainLoader` yields at a step."""
         elements = []
-        for position, index in enumerate(self.indices):
-            rng = np.random.default_rng((self.seed, position))
-            example = self.source[index]
+        for position in range(self.batch_size):
+            example, rng = self._draw(step, position)
             lap("read")
             image = decode(example.image, example.id)
             lap("decode")
@@ -90,7 +92,7 @@ class Pipeline:
             lap("to array")
         return _collate(elements, lap)
 
-    def baseline(self, lap: Laps) -> Batch:
+    def baseline(self, step: int, lap: Laps) -> Batch:
         """The same recipe, picture by picture as torchvision and timm do it: float32, [batch channels height width].
 
         Pillow decodes, the crop is copied and then resized, and the CPU normalises and erases. With NumPy in place of
@@ -98,9 +100,8 @@ class Pipeline:
         """
         elements = []
         mean, std = (np.array(values, np.float32)[:, None, None] for values in (self.config.mean, self.config.std))
-        for position, index in enumerate(self.indices):
-            rng = np.random.default_rng((self.seed, position))
-            example = self.source[index]
+        for position in range(self.batch_size):
+            example, rng = self._draw(step, position)
             lap("read")
             image = Image.open(io.BytesIO(example.image)).convert("RGB")
             lap("decode")
@@ -127,6 +128,14 @@ class Pipeline:
                 lap("erase")
             elements.append({"image": pixels, **element})
         return _collate(elements, lap)
+
+    def read(self, step: int) -> int:
+        """Read the batch once; returns its bytes."""
+        return sum(len(self._draw(step, position)[0].image) for position in range(self.batch_size))
+
+    def _draw(self, step: int, position: int) -> tuple[Example, np.random.Generator]:
+        rng = np.random.default_rng((self.seed, step * self.batch_size + position))
+        return self.source[self.order.picture(step, position)], rng
 
     def _flip(self, image: Image.Image, rng: np.random.Generator, lap: Laps) -> Image.Image:
         if self.config.augment.flip:

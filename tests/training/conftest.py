@@ -1,10 +1,11 @@
 """Small real runs: the digits with a tiny model, data prepared once a session."""
 
+import os
 import pathlib
 
 import pytest
 
-from rmt_jax.data import prepare_digits
+from tests.conftest import QUICK_COMPILATION
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 
@@ -16,13 +17,6 @@ TINY = {
     "proj_dim": 16,
     "layer_scale": (None, None, 0.1, 0.1),
 }
-
-
-@pytest.fixture(scope="session")
-def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = str(tmp_path_factory.mktemp("tfds"))
-    prepare_digits(folder)
-    return folder
 
 
 def tiny_words(digits_dir: str) -> list[str]:
@@ -42,3 +36,15 @@ def tiny_words(digits_dir: str) -> list[str]:
 @pytest.fixture
 def words(digits_dir: str) -> list[str]:
     return tiny_words(digits_dir)
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """One device, and one compilation for all the processes that run the same program."""
+    cache = str(tmp_path_factory.mktemp("compiled"))
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": QUICK_COMPILATION,
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }

@@ -1,9 +1,7 @@
 """python main.py, run as a user runs it: real processes, real signals, real files."""
 
 import json
-import os
 import pathlib
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,27 +12,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from PIL import Image
-from sklearn.datasets import load_sample_images
 
 from rmt_jax.training.metrics import read_metrics
-from tests.conftest import QUICK_COMPILATION
 from tests.training.conftest import REPOSITORY, tiny_words
 
 STEPS_PER_EPOCH = 1437 // 256
 EPOCHS = 12
-
-
-@pytest.fixture(scope="session")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """One device, and one compilation for all the processes that run the same program."""
-    cache = str(tmp_path_factory.mktemp("compiled"))
-    return os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": QUICK_COMPILATION,
-        "JAX_COMPILATION_CACHE_DIR": cache,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
 
 
 def start(workdir: pathlib.Path, words: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
@@ -208,47 +191,3 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_good_checkpoint(
     assert "optimizer.clip_norm" in err
     assert steps(tmp_path) == [5, 10]
     assert all(np.isfinite(array).all() for array in arrays(tmp_path, 10, "model"))
-
-
-@pytest.fixture(scope="session")
-def jpeg_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """ImageNet's layout with pieces of two photographs: 16 JPEGs to train on, 6 to evaluate on."""
-    root = tmp_path_factory.mktemp("photographs")
-    rng = np.random.default_rng(0)
-    for name, photograph in zip(("temple", "flower"), load_sample_images().images, strict=True):
-        for split, count in (("train", 8), ("val", 3)):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                top, left = rng.integers(0, 427 - 120), rng.integers(0, 640 - 160)
-                piece = Image.fromarray(photograph[top : top + 120, left : left + 160])
-                piece.save(folder / f"{i}.JPEG", quality=90)
-    return root
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["rmt_t", "rmt_s", "rmt_b", "rmt_l"])
-def test_every_imagenet_config_trains_on_jpeg_files(
-    name: str, jpeg_folder: pathlib.Path, tmp_path: pathlib.Path, environment: dict[str, str]
-) -> None:
-    words = [
-        f"--config=configs/{name}.py",
-        "--config.data.name=folder",
-        f"--config.data.dir={jpeg_folder}",
-        "--config.data.eval_split=val",
-        "--config.data.image_size=64",
-        f"--config.data.num_workers={2 if name == 'rmt_t' else 0}",
-        "--config.batch_size=8",
-        "--config.mix.group=4",
-        "--config.data.repeat_replicas=2",
-        "--config.epochs=1",
-        "--config.log_every_steps=1",
-    ]
-    code, _, err = finish(start(tmp_path, words, environment))
-    assert code == 0, err
-    rows = read_metrics(tmp_path / "metrics.jsonl")
-    losses = [row["train/loss"] for row in rows if "train/loss" in row]
-    assert len(losses) == 2
-    np.testing.assert_allclose(losses, np.log(2), atol=0.5)  # two classes, fresh weights
-    assert evaluations(tmp_path)[0]["val/top5"] == 100
-    shutil.rmtree(tmp_path / "checkpoints")  # gigabytes for the large models
