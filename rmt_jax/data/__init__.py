@@ -1,4 +1,4 @@
-"""Data: pictures from folders and TFDS data sets to batches, by Grain. Knows no model and no task."""
+"""Data: pictures from folders, tars and TFDS data sets to batches, by Grain. Knows no model and no task."""
 
 from rmt_jax.data.config import AugmentConfig, DataConfig, RandAugmentConfig, TokenLabelsConfig
 from rmt_jax.data.decode import CorruptImageError, decode
