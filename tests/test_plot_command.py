@@ -70,9 +70,13 @@ def test_the_share_is_that_of_the_photograph(photographs):
     *_, device = sections(config, white, black, seed=0)
     for panel in device.panels:
         assert panel.caption == f"target {100 * panel.picture.mean():.0f} % itself"
-    tokens = dataclasses.replace(config, mix=dataclasses.replace(config.mix, mixup=0.0, cutmix=0.0, mix_token=True))
+    large = dataclasses.replace(config.data, image_size=160)  # five tokens along each side
+    tokens = dataclasses.replace(
+        config, data=large, mix=dataclasses.replace(config.mix, mixup=0.0, cutmix=0.0, mix_token=True)
+    )
     *_, device = sections(tokens, white, black, seed=0)
     assert "exchanged after the stem" in device.heading
+    assert len({panel.caption for panel in device.panels}) > 1
     for panel in device.panels:
         assert panel.caption == f"target {100 * panel.picture.mean():.0f} % itself"
 

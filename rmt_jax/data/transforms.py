@@ -121,7 +121,7 @@ def train_augment(image: Image.Image, config: DataConfig, rng: np.random.Generat
     """The last part of `train_transform`, after the flip: what changes colours and shapes at the final size."""
     augment = config.augment
     if augment.rand_augment.num_ops:
-        rand_augment(image, rng, augment.rand_augment, mean_color(config.mean), config.interpolation)
+        image = rand_augment(image, rng, augment.rand_augment, mean_color(config.mean), config.interpolation)
     if augment.three_augment:
         image = three_augment(image, rng)
     if augment.color_jitter:

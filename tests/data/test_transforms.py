@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import pathlib
@@ -10,7 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from rmt_jax.data import AugmentConfig, CorruptImageError, DataConfig, decode
+from rmt_jax.data import AugmentConfig, CorruptImageError, DataConfig, RandAugmentConfig, decode
+from rmt_jax.data.color import color_jitter, three_augment
+from rmt_jax.data.label_maps import warp_map
+from rmt_jax.data.randaugment import draw_operations, rand_augment
 from rmt_jax.data.transforms import (
     crop_and_resize,
     eval_transform,
@@ -18,6 +22,7 @@ from rmt_jax.data.transforms import (
     random_affine,
     random_crop_box,
     resize_center_crop,
+    token_label_transform,
     train_transform,
 )
 
@@ -247,3 +252,84 @@ def test_every_augmentation_takes_effect_and_follows_the_seed(augment):
     runs = [[train_transform(photograph(), config, np.random.default_rng(s)).tobytes() for s in range(8)] for _ in "ab"]
     assert runs[0] == runs[1]
     assert len(set(runs[0])) == (2 if augment.flip else 8)
+
+
+AUGMENTATIONS = {
+    "rand_augment": {"rand_augment": RandAugmentConfig(num_ops=3, probability=1.0)},
+    "three_augment": {"three_augment": True},
+    "color_jitter": {"color_jitter": 0.4},
+}
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_every_augmentation_of_the_configuration_is_applied_after_the_crop(name):
+    image = photograph()
+    plain = DataConfig(name="folder", image_size=48, augment=AugmentConfig(crop_scale=(0.2, 0.8), flip=0.5))
+    augmented = dataclasses.replace(plain, augment=dataclasses.replace(plain.augment, **AUGMENTATIONS[name]))
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        expected = Image.fromarray(train_transform(image, plain, rng))
+        match name:
+            case "rand_augment":
+                fill = (124, 116, 104)  # ImageNet's mean
+                expected = rand_augment(expected, rng, augmented.augment.rand_augment, fill)
+            case "three_augment":
+                expected = three_augment(expected, rng)
+            case "color_jitter":
+                expected = color_jitter(expected, rng, 0.4)
+        ours = train_transform(image, augmented, np.random.default_rng(seed))
+        np.testing.assert_array_equal(ours, expected)
+        assert (ours != train_transform(image, plain, np.random.default_rng(seed))).any()
+
+
+def painted_map():
+    """Scores and ids that say where they are: the id of a cell is its row, its score its column."""
+    rows, columns = np.mgrid[:18, :18]
+    return np.tile(columns, (5, 1, 1)).astype(np.float16), np.tile(rows, (5, 1, 1)).astype(np.int16)
+
+
+def test_the_label_map_follows_the_flip_and_the_box_says_where_the_crop_is():
+    # A picture whose red is the column's place and whose green is the row's, so that a crop says where it is from.
+    height, width = 270, 360
+    ramp = np.zeros((height, width, 3), np.uint8)
+    ramp[..., 0] = np.linspace(0, 255, width)[None, :]
+    ramp[..., 1] = np.linspace(0, 255, height)[:, None]
+    flipped = 0
+    for seed in range(20):
+        augment = AugmentConfig(crop_scale=(0.2, 0.8), flip=0.5)
+        config = DataConfig(name="folder", image_size=64, augment=augment)
+        batch = token_label_transform(Image.fromarray(ramp), painted_map(), config, np.random.default_rng(seed))
+        assert {key: (value.shape, value.dtype.name) for key, value in batch.items()} == {
+            "image": ((64, 64, 3), "uint8"),
+            "label_scores": ((5, 18, 18), "float16"),
+            "label_ids": ((5, 18, 18), "int16"),
+            "crop_box": ((4,), "float32"),
+        }
+        mirrored = batch["image"][0, 0, 0] > batch["image"][0, -1, 0]
+        flipped += mirrored
+        scores, ids = painted_map()
+        np.testing.assert_array_equal(batch["label_scores"], scores[..., ::-1] if mirrored else scores)
+        np.testing.assert_array_equal(batch["label_ids"], ids)
+        top, left, crop_height, crop_width = batch["crop_box"]
+        red, green = batch["image"][32, 32, :2] / 255
+        center_x = left + crop_width / 2
+        assert abs(red - (1 - center_x if mirrored else center_x)) < 0.02
+        assert abs(green - (top + crop_height / 2)) < 0.02
+    assert 4 <= flipped <= 16
+
+
+def test_the_label_map_follows_rand_augment():
+    policy = RandAugmentConfig(num_ops=2, probability=1.0)
+    config = DataConfig(name="folder", image_size=32, augment=AugmentConfig(crop_scale=(1.0, 1.0), rand_augment=policy))
+    moved = 0
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        rng.random()  # the flip's
+        scores, ids = painted_map()
+        for operation in draw_operations(rng, policy, interpolation=None):
+            scores, ids = warp_map(scores, ids, operation, aspect=4 / 3)
+        batch = token_label_transform(picture(), painted_map(), config, np.random.default_rng(seed))
+        np.testing.assert_array_equal(batch["label_scores"], scores)
+        np.testing.assert_array_equal(batch["label_ids"], ids)
+        moved += (scores != painted_map()[0]).any()
+    assert 5 < moved < 30
