@@ -63,9 +63,8 @@ def test_opens_with_what_it_needs_asserts_a_number_and_ends_with_where_to_go(nam
     assert re.search(r"^\s*assert .*\d", "\n".join(cell.source for cell in code_cells(notebook)), re.MULTILINE)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "convert_and_check")) for name in FIGURES]
-)
+@pytest.mark.slow
+@every_notebook
 def test_runs(name: str, tmp_path: pathlib.Path) -> None:
     shutil.copy(NOTEBOOKS / WEIGHTS, tmp_path)
     executed, without_outputs = read(name), len(nbformat.writes(read(name)))

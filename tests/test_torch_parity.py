@@ -110,7 +110,11 @@ def plain_case(rung: str) -> Case:
 
 @pytest.mark.parametrize(
     ("rung", "slow"),
-    [pytest.param(rung, slow, marks=[pytest.mark.slow] * slow) for slow in (False, True) for rung in RUNGS],
+    [
+        pytest.param(rung, slow, marks=[pytest.mark.slow] * (slow or rung == "training"))
+        for slow in (False, True)
+        for rung in RUNGS
+    ],
 )
 def test_rung(rung: str, slow: bool) -> None:
     # Nothing is shrunk: that would compile hundreds of programs. The plain case goes with the mistakes shown on it.

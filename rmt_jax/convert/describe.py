@@ -82,7 +82,7 @@ def _labels(weights: Weights) -> Rows:
         first, more = weights.class_names[:5], len(weights.class_names) > 5
         rows["classes"] = f"{len(weights.class_names)}: {', '.join(first)}{', ...' if more else ''}"
     if weights.preprocessing is not None:
-        rows["preprocessing"] = str(weights.preprocessing)
+        rows["pictures"] = str(weights.preprocessing)
     return rows
 
 

@@ -40,7 +40,7 @@ def test_every_form_carries_them(
     assert main(["convert", "--list", str(tmp_path / form)]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert f"classes 7: {', '.join(NAMES[:5])}, ... " in said
-    assert "preprocessing 32x32, crop ratio 1, bilinear, mean (0.1, 0.2, 0.3)" in said
+    assert "pictures 32x32, crop ratio 1, bilinear, mean (0.1, 0.2, 0.3)" in said
 
 
 def test_another_model_name_keeps_them(known: Weights, tmp_path: pathlib.Path) -> None:

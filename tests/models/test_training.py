@@ -51,14 +51,24 @@ def biases_before_batch_norm(config: RMTConfig) -> set[str]:
     return paths
 
 
-@pytest.mark.parametrize("name", list_models())
+# Those marked slow differ from the others in numbers only.
+every_model = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in ("rmt_l", "rmt_b_star", "rmt_l_star") else name
+        for name in list_models()
+    ],
+)
+
+
+@every_model
 def test_outputs_are_finite_and_differ_between_pictures(name: str) -> None:
     for output in trained(name).outputs:
         assert np.isfinite(output).all()
         assert np.abs(output[0] - output[1]).max() > 1e-2
 
 
-@pytest.mark.parametrize("name", list_models())
+@every_model
 def test_every_parameter_receives_a_gradient(name: str) -> None:
     result = trained(name)
     zero = biases_before_batch_norm(result.config)
@@ -70,14 +80,14 @@ def test_every_parameter_receives_a_gradient(name: str) -> None:
     assert {path: norm for path, norm in norms.items() if path in zero and not norm < 1e-5 * largest} == {}
 
 
-@pytest.mark.parametrize("name", ["rmt_b", "rmt_l_star"])
+@pytest.mark.parametrize("name", ["rmt_b", pytest.param("rmt_l_star", marks=pytest.mark.slow)])
 def test_layer_scale_of_every_branch_receives_a_gradient(name: str) -> None:
     gammas = {path for path in trained(name).grads if "gamma" in path}
     expected = {f"backbone/layers/{stage}/blocks/0/gamma_{i}" for stage in (2, 3) for i in (1, 2)}
     assert gammas == expected
 
 
-@pytest.mark.parametrize("name", list_models())
+@every_model
 def test_training_mode_moves_all_statistics(name: str) -> None:
     result = trained(name)
     assert len(result.old_stats) == 2 * (4 + 3 + 1)  # mean and variance in the stem, between stages and in the head
@@ -86,14 +96,7 @@ def test_training_mode_moves_all_statistics(name: str) -> None:
     assert [path for path in unmoved if np.isclose(result.new_stats[path], result.old_stats[path]).all()] == []
 
 
-# Those marked slow differ from the others in numbers only.
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow) if name in ("rmt_l", "rmt_b_star", "rmt_l_star") else name
-        for name in list_models()
-    ],
-)
+@every_model
 def test_evaluation_of_a_picture_does_not_depend_on_its_batch(name: str) -> None:
     """The same compiled program, so to the bit."""
     model, run = small(name), jax.jit(evaluate, static_argnums=0)

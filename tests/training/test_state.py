@@ -92,13 +92,16 @@ def one_device() -> tuple[State, list[float]]:
     return run(mixing_task(), [batch(16, seed) for seed in range(3)])
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(8, 1), MeshConfig(2, 4)], ids=["8x1", "2x4"])
+@pytest.mark.parametrize(
+    "mesh", [pytest.param(MeshConfig(8, 1), id="8x1"), pytest.param(MeshConfig(2, 4), id="2x4", marks=pytest.mark.slow)]
+)
 def test_same_numbers_on_every_mesh(mesh: MeshConfig, one_device: tuple[State, list[float]]) -> None:
     state, losses = run(mixing_task(), [batch(16, seed) for seed in range(3)], mesh)
     np.testing.assert_allclose(losses, one_device[1], rtol=1e-5)
     assert_close(state, one_device[0])
 
 
+@pytest.mark.slow
 def test_erasing_and_mixing_take_effect(one_device: tuple[State, list[float]]) -> None:
     _, plain = run(task(drop_path=0.3), [batch(16, 0)])
     assert abs(plain[0] - one_device[1][0]) > 1e-3
