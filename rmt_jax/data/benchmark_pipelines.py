@@ -84,7 +84,8 @@ class Pipeline:
                 image = train_augment(image, self.config, rng)
                 lap("augment")
             else:
-                image, box, element["label_scores"], element["label_ids"] = self._token_label(image, example, rng, lap)
+                image, box, *label_map = self._token_label(image, example, self.maps, rng, lap)
+                element["label_scores"], element["label_ids"] = label_map
                 element["crop_box"] = _place(box, image)
                 image = crop_and_resize(image, box, self.config.image_size, _either(rng))
                 lap("crop, resize")
@@ -113,7 +114,8 @@ class Pipeline:
                 image = train_augment(image, self.config, rng)
                 lap("augment")
             else:
-                image, box, element["label_scores"], element["label_ids"] = self._token_label(image, example, rng, lap)
+                image, box, *label_map = self._token_label(image, example, self.maps, rng, lap)
+                element["label_scores"], element["label_ids"] = label_map
                 element["crop_box"] = _place(box, image)
                 image = _crop_then_resize(image, box, self.config.image_size, _either(rng))
                 lap("crop, resize")
@@ -151,12 +153,11 @@ class Pipeline:
         return _crop_then_resize(image, box, config.image_size, config.interpolation)
 
     def _token_label(
-        self, image: Image.Image, example: Example, rng: np.random.Generator, lap: Laps
+        self, image: Image.Image, example: Example, maps: LabelMaps, rng: np.random.Generator, lap: Laps
     ) -> tuple[Image.Image, _Box, np.ndarray, np.ndarray]:
         """The whole picture and its label map, augmented, and the box to crop: `token_label_transform` but for that."""
-        assert self.maps is not None
         augment = self.config.augment
-        scores, ids = self.maps[example.id]
+        scores, ids = maps[example.id]
         lap("label map")
         if rng.random() < augment.flip:
             image = ImageOps.mirror(image)

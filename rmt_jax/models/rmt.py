@@ -1,7 +1,6 @@
-"""The RMT backbone, top to bottom: stem, retention, feed-forward network, block, stage, backbone.
+"""The RMT backbone (arXiv 2309.11523), top to bottom: stem, retention, feed-forward network, block, stage, backbone.
 
-"RMT: Retentive Networks Meet Vision Transformers", CVPR 2024, arXiv 2309.11523. Maps are [batch height width
-channels] throughout; parameter paths keep the names of the authors' PyTorch code.
+Maps are [batch height width channels]; parameter paths keep the names of the authors' PyTorch code.
 """
 
 from typing import NamedTuple
