@@ -32,11 +32,13 @@ def test_no_decay_list_is_upstreams() -> None:
     assert parity.no_decay_keys() == set(parity.meta("trajectory_rmt_t")["no_decay"])
 
 
+@pytest.mark.slow
 def test_tanh_gelu_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rmt, "gelu", functools.partial(jax.nn.gelu, approximate=True))
     assert failures(parity.inference_rows("rmt_t"))
 
 
+@pytest.mark.slow
 def test_wrong_layer_norm_epsilon_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rmt, "layer_norm", functools.partial(layers.layer_norm, epsilon=1e-5))
     assert failures(parity.inference_rows("rmt_t"))

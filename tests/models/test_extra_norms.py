@@ -18,6 +18,7 @@ def layer_norm(norm: nnx.LayerNorm, x: np.ndarray) -> np.ndarray:
     return torch.nn.functional.layer_norm(torch.from_numpy(x), x.shape[-1:], weight, bias, eps=1e-5).numpy()
 
 
+@pytest.mark.slow
 def test_each_map_is_normalised_and_the_next_stage_sees_the_other() -> None:
     normed = create_model("rmt_s", task="backbone", extra_norms=True, **SMALL)
     plain = create_model("rmt_s", task="backbone", **SMALL)

@@ -155,6 +155,7 @@ def test_eval_mode_repeats_the_numbers(
     assert f"{last['val_ema/loss']:.4f}" in row
 
 
+@pytest.mark.slow
 def test_weights_of_another_run_and_a_head_that_does_not_fit(
     finished_run: tuple[pathlib.Path, str], tmp_path: pathlib.Path, words: list[str], environment: dict[str, str]
 ) -> None:
@@ -175,6 +176,7 @@ def test_weights_of_another_run_and_a_head_that_does_not_fit(
     assert "is of another model" in err
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_good_checkpoint(
     tmp_path: pathlib.Path, words: list[str], environment: dict[str, str]
 ) -> None:
