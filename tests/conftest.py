@@ -23,10 +23,19 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_COMPILATION
 
 jax.config.update("jax_default_matmul_precision", "highest")
 
+LONGEST = (
+    "test_program.py",
+    "test_conversion.py",
+    "test_torch_parity.py",
+    "test_parity.py",
+    "test_recipes.py",
+    "test_finetune.py",
+)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that at the end both processes have something left to do."""
-    items.sort(key=lambda item: item.path.name != "test_program.py")
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")

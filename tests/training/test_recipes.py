@@ -94,15 +94,11 @@ def test_every_recipe_makes_a_training_step(config: str, standin: StandIn, stand
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("config", "form", "workers", "classes"),
-    [("rmt_t.py", "tfds", 2, 1000), ("rmt_s.py", "tars", 0, 1000), ("rmt_s.py:token_label", "folder", 0, 8)],
-)
+@pytest.mark.parametrize(("config", "form", "workers"), [("rmt_t.py", "tfds", 2), ("rmt_s.py:token_label", "tars", 0)])
 def test_recipes_train(
     config: str,
     form: str,
     workers: int,
-    classes: int,
     standin: StandIn,
     standin_maps: pathlib.Path,
     tmp_path: pathlib.Path,
@@ -115,8 +111,8 @@ def test_recipes_train(
     losses = [row["train/loss"] for row in read_metrics(tmp_path / "metrics.jsonl") if "train/loss" in row]
     assert len(losses) == 3
     # Fresh weights; a starred model has half the loss of its tokens beside the picture's.
-    expected = np.log(classes) * (1.5 if config.endswith("token_label") else 1)
+    expected = np.log(1000) * (1.5 if config.endswith("token_label") else 1)
     np.testing.assert_allclose(losses, expected, rtol=0.15)
     # One of the stand-in's is cut off. Without repeats the only epoch comes by it.
-    assert ("Unreadable pictures of folder/train" in out) == config.endswith("token_label")
+    assert ("Unreadable pictures of" in out) == config.endswith("token_label")
     shutil.rmtree(tmp_path / "checkpoints")
