@@ -33,7 +33,7 @@ def load_pretrained(
         dtype: type to compute in, float32 or bfloat16; parameters are float32.
         weights: "ema" or "raw", where there are both; None is the moving average.
         rngs: draws a fresh head; nnx.Rngs(0) where None.
-        **overrides: fields of `RMTConfig` that change no array, such as drop_path=0.2, remat=True or aux_tap="norm".
+        **overrides: fields of `RMTConfig` that change no array, such as drop_path=0.2, remat="full" or aux_tap="norm".
 
     Returns:
         A `Classifier`, or the `Backbone` of a detector or segmentor. `model.train()` readies it for fine-tuning.

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from rmt_jax.convert.weights import Weights
-from rmt_jax.models import Backbone, Classifier
+from rmt_jax.models import RUN_TIME_FIELDS, Backbone, Classifier
 
 IMAGE_SIZE = 224
 TOLERANCE = 2e-5  # of the largest magnitude, in float32 under the highest matmul precision
@@ -45,7 +45,7 @@ def reference_outputs(weights: Weights, images: np.ndarray) -> Outputs:
     reference = load_reference()
     import torch
 
-    fields = {name: value for name, value in vars(weights.config).items() if name != "remat"}
+    fields = {name: value for name, value in vars(weights.config).items() if name not in RUN_TIME_FIELDS}
     model = reference.RMT(**fields, headless=weights.task == "backbone")
     model.load_state_dict({key: torch.from_numpy(array) for key, array in weights.to_torch().items()}, strict=True)
     model.eval()

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from rmt_jax.convert.names import COUNTERS, fill, finite_problems, raise_problems, relpos_constants, to_torch, torch_key
 from rmt_jax.convert.preprocessing import Preprocessing
-from rmt_jax.models import Backbone, Classifier, RMTConfig, abstract_model, build_model
+from rmt_jax.models import RUN_TIME_FIELDS, Backbone, Classifier, RMTConfig, abstract_model, build_model
 from rmt_jax.models.arrays import flat_paths, model_arrays, nest
 
 CARD_FORMAT = 1
@@ -106,7 +106,7 @@ class Weights:
             "rmt_jax": CARD_FORMAT,
             "model": self.name,
             "task": self.task,
-            "config": dataclasses.asdict(self.config),
+            "config": {k: v for k, v in dataclasses.asdict(self.config).items() if k not in RUN_TIME_FIELDS},
             "provenance": dict(self.provenance),
             "class_names": self.class_names,
             "preprocessing": None if self.preprocessing is None else dataclasses.asdict(self.preprocessing),
@@ -262,8 +262,9 @@ def read_class_names(values: Any) -> tuple[str, ...] | None:
 
 
 def fields_from_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of `RMTConfig`, whose tuples JSON made lists of."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    """Fields of `RMTConfig`, whose tuples JSON made lists of; how the model was run does not count."""
+    fields = {key: value for key, value in values.items() if key not in RUN_TIME_FIELDS}
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
 
 
 def is_counter(key: str) -> bool:

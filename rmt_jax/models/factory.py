@@ -64,7 +64,7 @@ def create_model(
         dtype: type to compute in, float32 or bfloat16. Parameters are float32; norms, softmax, rotary phases and decay
             are computed in float32.
         rngs: draws the weights; nnx.Rngs(0) where None.
-        **overrides: any other field of `RMTConfig`, such as depths=(1, 1, 1, 1) or remat=True.
+        **overrides: any other field of `RMTConfig`, such as depths=(1, 1, 1, 1) or remat="full".
 
     Raises:
         ValueError: unknown name, task or field, or numbers that make no model.

@@ -125,10 +125,11 @@ class DropPath(nnx.Module):
     def __init__(self, rate: float):
         self.rate = rate
 
-    def __call__(self, x: Map, key: Array | None) -> Map:
-        """Without a key, or at rate 0, x itself."""
-        if key is None or self.rate == 0:
+    def __call__(self, x: Map, key: Array | None, rate: Array | float | None = None) -> Map:
+        """Without a key, or at rate 0, x itself. rate: in place of the module's own; it may be traced."""
+        rate = self.rate if rate is None else rate
+        if key is None or (isinstance(rate, float) and rate == 0):
             return x
-        keep = 1 - self.rate
+        keep = 1 - rate
         mask = jax.random.bernoulli(key, keep, (x.shape[0], 1, 1, 1))
         return jnp.where(mask, x.astype(jnp.float32) / keep, 0).astype(x.dtype)

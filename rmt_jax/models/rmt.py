@@ -13,6 +13,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
+from rmt_jax.models.blocks import Gather, run_blocks
 from rmt_jax.models.layers import BatchNorm, DepthwiseConv2d, DropPath, conv3x3, layer_norm, linear
 from rmt_jax.models.variants import RMTConfig
 from rmt_jax.ops import (
@@ -166,12 +167,15 @@ class Block(nnx.Module):
         self.gamma_2 = None if scale is None else nnx.Param(jnp.full((dim,), scale, jnp.float32))
         self.drop_path = DropPath(drop_path)
 
-    def __call__(self, x: Map, key: Array | None = None) -> Map:
-        """[batch height width channels] -> the same shape; the key draws the drop path, None drops nothing."""
+    def __call__(self, x: Map, key: Array | None = None, rate: Array | float | None = None) -> Map:
+        """[batch height width channels] -> the same shape; the key draws the drop path, None drops nothing.
+
+        rate: of the drop path, in place of the block's own.
+        """
         keys = (None, None) if key is None else jax.random.split(key)
         x = x + self.pos(x)
-        x = x + self.drop_path(_scale(self.gamma_1, self.retention(self.retention_layer_norm(x))), keys[0])
-        return x + self.drop_path(_scale(self.gamma_2, self.ffn(self.final_layer_norm(x))), keys[1])
+        x = x + self.drop_path(_scale(self.gamma_1, self.retention(self.retention_layer_norm(x))), keys[0], rate)
+        return x + self.drop_path(_scale(self.gamma_2, self.ffn(self.final_layer_norm(x))), keys[1], rate)
 
 
 def _scale(gamma: nnx.Param | None, x: Array) -> Array:
@@ -198,14 +202,13 @@ class Stage(nnx.Module):
         self.blocks = nnx.List([Block(config, stage, rate, dtype=dtype, rngs=rngs) for rate in drop_path])
         last = stage == len(dims) - 1
         self.downsample = None if last else Downsample(dims[stage], dims[stage + 1], dtype=dtype, rngs=rngs)
-        self.remat = config.remat
+        self.remat, self.scan = config.remat, config.scan
+        self.gather: Gather | None = None  # training sets it where weights are split over devices
 
     def __call__(self, x: Map, keys: Array | None = None) -> Map:
         """[batch height width channels] -> the same shape; one key a block, or None for no drop path."""
-        run = nnx.remat(Block.__call__) if self.remat else Block.__call__
-        for i, block in enumerate(self.blocks):
-            x = run(block, x, None if keys is None else keys[i])
-        return x
+        rates = [block.drop_path.rate for block in self.blocks]
+        return run_blocks(self.blocks, x, keys, rates, remat=self.remat, scan=self.scan, gather=self.gather)
 
 
 class Backbone(nnx.Module):

@@ -4,6 +4,8 @@ import dataclasses
 import difflib
 from typing import Any, Literal, get_args
 
+from rmt_jax.models.blocks import Remat
+
 Number = int | float
 AuxTap = Literal["features", "proj", "norm", "activation"]
 
@@ -29,7 +31,9 @@ class RMTConfig:
             activation (upstream's released RMT-S* has a head as wide as the projection; where it reads is unknown).
         extra_norms: a LayerNorm on each of the four maps that a backbone returns, as upstream's detectors and
             segmentors have. Not for classifiers.
-        remat: recompute each block in the backward pass instead of keeping its activations. Changes no number.
+        remat: what each block recomputes in the backward pass instead of keeping it: "none", "dots" (all but the
+            outputs of linear layers) or "full". Changes no number.
+        scan: compile the blocks of a stage as one body and loop over it. Changes no number.
     """
 
     embed_dims: tuple[int, int, int, int]
@@ -46,7 +50,8 @@ class RMTConfig:
     aux_head: bool = False
     aux_tap: AuxTap = "features"
     extra_norms: bool = False
-    remat: bool = False
+    remat: Remat = "none"
+    scan: bool = False
 
     def __post_init__(self) -> None:
         """Raises ValueError for numbers that make no model."""
@@ -80,9 +85,14 @@ class RMTConfig:
             raise ValueError(f"The stem works at half of embed_dims[0], which must be even, got {self.embed_dims[0]}.")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path is a probability in [0, 1), got {self.drop_path}.")
+        if self.remat not in get_args(Remat):
+            raise ValueError(f"remat must be one of {get_args(Remat)}, got {self.remat!r}.")
         if self.aux_tap not in get_args(AuxTap):
             raise ValueError(f"aux_tap must be one of {get_args(AuxTap)}, got {self.aux_tap!r}.")
 
+
+# Fields that say how a model is run and not what it is.
+RUN_TIME_FIELDS = ("remat", "scan")
 
 _T = RMTConfig(
     embed_dims=(64, 128, 256, 512),

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from rmt_jax.data import DataConfig
-from rmt_jax.models import RMTConfig, variant
+from rmt_jax.models import Remat, RMTConfig, variant
 from rmt_jax.tasks import DistillConfig, MixConfig
 from rmt_jax.training.optimizer import OptimizerConfig
 from rmt_jax.training.schedule import ScheduleConfig
@@ -25,14 +25,17 @@ class ModelConfig:
         name: one of `rmt_jax.list_models()`.
         drop_path: rate of the last block; None is the variant's own.
         dtype: type to compute in, "float32" or "bfloat16"; parameters are float32.
-        remat: recompute each block in the backward pass: less memory, more time, the same numbers.
+        remat: what each block recomputes in the backward pass: "none", "dots" (all but the outputs of linear layers)
+            or "full". Less memory, more time, the same numbers; `rmt compile` shows what it buys.
+        scan: compile the blocks of a stage as one body: much quicker to compile, the same numbers.
         architecture: any field of `RMTConfig` to change, such as {"depths": (1, 1, 1, 1)}.
     """
 
     name: str = "rmt_s"
     drop_path: float | None = None
     dtype: str = "bfloat16"
-    remat: bool = False
+    remat: Remat = "none"
+    scan: bool = True
     architecture: Mapping[str, Any] = dataclasses.field(default_factory=dict, metadata={"fields_of": RMTConfig})
 
     def __post_init__(self) -> None:
@@ -45,7 +48,7 @@ class ModelConfig:
         changes = dict(self.architecture)
         if self.drop_path is not None:
             changes["drop_path"] = self.drop_path
-        return variant(self.name, **changes | {"remat": self.remat, "num_classes": num_classes})
+        return variant(self.name, **changes | {"remat": self.remat, "scan": self.scan, "num_classes": num_classes})
 
 
 @dataclasses.dataclass(frozen=True)

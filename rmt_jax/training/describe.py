@@ -1,6 +1,14 @@
 """The recipe in words, for the summary table."""
 
+from typing import Any
+
+import jax
+import numpy as np
+
 from rmt_jax.training.config import Config
+from rmt_jax.training.sharding import Placement, Tree
+
+NAMED_ARRAYS = 3  # of the largest split ones
 
 
 def describe_augmentation(config: Config) -> str:
@@ -34,6 +42,44 @@ def describe_loss(config: Config) -> str:
         f"{distill.kind} distillation from {distill.teacher}, weight {distill.weight:g}": distill.teacher,
     }
     return ", ".join(text for text, present in parts.items() if present)
+
+
+def describe_placement(placement: Placement, abstract_state: Tree) -> dict[str, str]:
+    """Rows about which arrays of the state are split over the devices, and which are whole on each of them."""
+    leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in _leaves(abstract_state)}
+    by_size = sorted(leaves, key=lambda name: -_bytes(leaves[name]))
+    split = [name for name in by_size if not leaves[name].sharding.is_fully_replicated]
+    whole = [name for name in by_size if leaves[name].sharding.is_fully_replicated]
+    sizes = {part: sum(_bytes(leaves[name]) for name in names) for part, names in (("split", split), ("whole", whole))}
+    parts = placement.mesh.shape["fsdp"]
+    each = sizes["split"] / parts + sizes["whole"]
+    rows = {"state": f"{sum(sizes.values()) / 2**20:,.0f} MiB, {each / 2**20:,.0f} MiB of it on each device"}
+    if parts == 1:
+        return rows | {"sharding": "the batch over all devices, the state whole on each"}
+    shown = [name for name in split if name.startswith("params/")][:NAMED_ARRAYS]
+    rows["split"] = f"{len(split)} arrays in {parts} parts, the largest: " + ", ".join(
+        f"{name.removeprefix('params/')} {_shape(leaves[name])}" for name in shown
+    )
+    rows["whole"] = f"{len(whole)} arrays, {sizes['whole'] / 2**20:,.1f} MiB, the largest: {whole[0]}"
+    if undivided := placement.undivided(abstract_state):
+        rows["not split"] = f"{len(undivided)} arrays that {parts} does not divide, such as {undivided[0]}"
+    return rows
+
+
+def _leaves(tree: Tree) -> list[tuple[Any, Any]]:
+    return jax.tree.leaves_with_path(tree)
+
+
+def _bytes(leaf: Any) -> int:
+    return leaf.size * np.dtype(leaf.dtype).itemsize
+
+
+def _shape(leaf: Any) -> str:
+    """[3 3 448 640/8]: what each device has of an axis."""
+    axes = [*leaf.sharding.spec] + [None] * (leaf.ndim - len(leaf.sharding.spec))
+    parts = leaf.sharding.mesh.shape
+    sizes = [f"{size}/{parts[axis]}" if axis else str(size) for size, axis in zip(leaf.shape, axes, strict=True)]
+    return f"[{' '.join(sizes)}]"
 
 
 def _range(pair: tuple[float, float] | None) -> str:

@@ -15,9 +15,10 @@ from rmt_jax.models import abstract_model
 from rmt_jax.models.flops import count_flops
 from rmt_jax.tasks import Classification
 from rmt_jax.training.config import Config
+from rmt_jax.training.program import predict_program, training_task
 from rmt_jax.training.report import log
-from rmt_jax.training.sharding import batch_sharding, make_mesh, replicated, state_sharding
-from rmt_jax.training.state import Tree, make_predict_step, split_model
+from rmt_jax.training.sharding import Tree, batch_sharding, make_mesh
+from rmt_jax.training.state import split_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,32 +117,16 @@ def prepare_evaluation(config: Config) -> EvalSetup:
     check_batch("eval_batch_size" if config.eval_batch_size else "batch_size", batch_size, 1)
     processes: dict[str, Any] = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     source = open_source(config.data, config.data.eval_split)
-    task = Classification(
-        model=config.model.resolve(source.num_classes),
-        dtype=config.model.dtype,
-        mean=config.data.mean,
-        std=config.data.std,
-    )
-    model = abstract_model(task.init_model)
-    model.eval()
-    graph, params, batch_stats = split_model(model)
-    shapes = {"params": params, "batch_stats": batch_stats}
-    shardings, _ = state_sharding(mesh, shapes)
+    task = training_task(config, source.num_classes)
+    abstract_weights, predict_step = predict_program(config, task, mesh)
     return EvalSetup(
         config=config,
         mesh=mesh,
         task=task,
         eval_loader=EvalLoader(source, config.data, batch_size=batch_size, **processes),
-        abstract_weights=with_sharding(shapes, shardings),
-        predict_step=jax.jit(make_predict_step(task, graph), out_shardings=replicated(mesh)),
+        abstract_weights=abstract_weights,
+        predict_step=predict_step,
         batch_sharding=batch_sharding(mesh),
-    )
-
-
-def with_sharding(shapes: Tree, shardings: Tree) -> Tree:
-    """Shapes and types, each with its sharding."""
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
 
 

@@ -54,7 +54,7 @@ class Training:
                 f"of this run: raise epochs, or use another --workdir."
             )
         if self.start_step:
-            self.state = self.checkpoints.restore(self.start_step, self.setup.abstract_state)
+            self.state = self.checkpoints.restore(self.start_step, self.setup.program.abstract_state)
 
     def run(self) -> int:
         """Train to the end; returns the exit code: 0, or 130 or 143 when a signal came and the run was saved.

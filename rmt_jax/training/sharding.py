@@ -1,21 +1,35 @@
-"""The mesh, and where each array lives on it."""
+"""The mesh, where each array of the state lives on it, and how split weights come together for use.
+
+Fully sharded data parallelism: the batch is split over both axes of the mesh, the large arrays of the state over
+"fsdp". Left to itself, XLA's partitioner splits the activations like the weights. So each block's weights are gathered
+explicitly just before it runs, forward and backward, and their gradients are scattered again at once.
+"""
 
 import dataclasses
+import functools
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax import Array
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 Tree = Any
+
+AXES = ("data", "fsdp")
 
 # Which arrays of the state are split over the mesh axis "fsdp"; the first match decides. Optimiser moments and the
 # moving average carry their parameter's path, so they follow it.
 SHARDING_RULES: tuple[tuple[str, bool], ...] = (
-    (r"/kernel$", True),
+    (r"(^|/)kernel$", True),
     (r"", False),
 )
+
+_IN_BLOCK = re.compile(r"(^|/)layers/\d+/blocks/\d+/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,21 +37,39 @@ class MeshConfig:
     """Devices along each axis; -1 takes what the other leaves.
 
     Attributes:
-        data: splits the batch only.
+        data: splits the batch only; of several slices of TPUs the axis that goes from one to the next.
         fsdp: splits the batch and the large arrays of the state.
+        min_split: arrays of fewer elements are kept whole on every device: splitting them saves nothing.
     """
 
     data: int = -1
     fsdp: int = 1
+    min_split: int = 2**16
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """The mesh over all devices of all processes.
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over all devices of all processes, or over those given.
+
+    Of several TPU slices "data" spans them all and "fsdp" stays within one, where the links are fast.
 
     Raises:
-        ValueError: the axes do not multiply to the number of devices.
+        ValueError: the axes do not multiply to the number of devices, or "fsdp" does not fit into a slice.
     """
-    devices = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    data, fsdp = _axis_sizes(config, len(devices))
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if data % slices:
+        raise ValueError(
+            f"mesh.data={config.data} and mesh.fsdp={config.fsdp} give {data} x {fsdp} devices, but there are {slices} "
+            f"slices of {len(devices) // slices} devices, and mesh.fsdp must divide a slice."
+        )
+    if slices > 1:
+        grid = mesh_utils.create_hybrid_device_mesh((data // slices, fsdp), (slices, 1), devices)
+        return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 2)
+    return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def _axis_sizes(config: MeshConfig, devices: int) -> tuple[int, int]:
     sizes = [config.data, config.fsdp]
     known = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) == 1 and known > 0 and devices % known == 0:
@@ -47,12 +79,12 @@ def make_mesh(config: MeshConfig) -> Mesh:
             f"mesh.data={config.data} and mesh.fsdp={config.fsdp} do not make {devices} device(s). "
             f"Use mesh.data=-1, or two numbers whose product is {devices}."
         )
-    return jax.make_mesh(tuple(sizes), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    return sizes[0], sizes[1]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The leading axis over all devices."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return NamedSharding(mesh, PartitionSpec(AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -60,24 +92,81 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def state_sharding(mesh: Mesh, state: Tree) -> tuple[Tree, list[str]]:
-    """Sharding of every array of the state, and the paths that should be split but do not divide.
+class Placement:
+    """Where each array belongs: split along its largest axis that "fsdp" divides, or whole on every device.
 
-    An array that `SHARDING_RULES` selects is split along its largest axis that "fsdp" divides, else kept whole.
+    Attributes:
+        mesh: the devices.
+        min_split: arrays of fewer elements stay whole, see `MeshConfig`.
     """
-    fsdp = mesh.shape["fsdp"]
-    whole: list[str] = []
 
-    def place(path: Any, leaf: Any) -> NamedSharding:
-        name = "/" + jax.tree_util.keystr(path, simple=True, separator="/")
-        if fsdp == 1 or not next(split for pattern, split in SHARDING_RULES if re.search(pattern, name)):
-            return replicated(mesh)
-        axes = [axis for axis, size in enumerate(leaf.shape) if size % fsdp == 0]
-        if not axes:
-            whole.append(name[1:])
-            return replicated(mesh)
+    def __init__(self, mesh: Mesh, min_split: int):
+        self.mesh, self.min_split = mesh, min_split
+
+    def wants_split(self, path: Any, leaf: Any) -> bool:
+        """Whether the rules and its size ask to split an array, which may still not divide."""
+        split = next(split for pattern, split in SHARDING_RULES if re.search(pattern, _name(path)))
+        return split and self.mesh.shape["fsdp"] > 1 and math.prod(leaf.shape) >= self.min_split
+
+    def sharding(self, path: Any, leaf: Any) -> NamedSharding:
+        """Of one array, by its path and shape."""
+        axes = [axis for axis, size in enumerate(leaf.shape) if size % self.mesh.shape["fsdp"] == 0]
+        if not axes or not self.wants_split(path, leaf):
+            return replicated(self.mesh)
         spec: list[str | None] = [None] * leaf.ndim
         spec[max(axes, key=lambda axis: leaf.shape[axis])] = "fsdp"
-        return NamedSharding(mesh, PartitionSpec(*spec))
+        return NamedSharding(self.mesh, PartitionSpec(*spec))
 
-    return jax.tree.map_with_path(place, state), whole
+    def shardings(self, tree: Tree) -> Tree:
+        """Of every array."""
+        return jax.tree.map_with_path(self.sharding, tree)
+
+    def undivided(self, tree: Tree) -> list[str]:
+        """Paths of the arrays that should be split but do not divide."""
+        return [
+            _name(path)
+            for path, leaf in jax.tree.leaves_with_path(tree)
+            if self.wants_split(path, leaf) and self.sharding(path, leaf).is_fully_replicated
+        ]
+
+
+class WeightGather:
+    """Makes split weights whole, in the type that they are computed in; the gradient comes back split.
+
+    Called with the weights of a block, or with the parameters of a model, whose blocks it leaves to themselves.
+    """
+
+    def __init__(self, placement: Placement, dtype: DTypeLike):
+        self._placement, self._dtype = placement, dtype
+
+    def __call__(self, weights: Tree) -> Tree:
+        """The same tree."""
+        return jax.tree.map_with_path(self._whole, weights)
+
+    def _whole(self, path: Any, leaf: Array) -> Array:
+        sharding = self._placement.sharding(path, leaf)
+        if sharding.is_fully_replicated or _IN_BLOCK.search(_name(path)):
+            return leaf
+        # Kernels are cast where they are used: cast before, half the bytes travel.
+        return _gather(sharding, leaf.astype(self._dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gather(sharding: NamedSharding, split: Array) -> Array:
+    split = jax.lax.with_sharding_constraint(split, sharding)
+    return jax.lax.with_sharding_constraint(split, NamedSharding(sharding.mesh, PartitionSpec()))
+
+
+def _gather_forward(sharding: NamedSharding, split: Array) -> tuple[Array, None]:
+    return _gather(sharding, split), None
+
+
+def _gather_backward(sharding: NamedSharding, _: None, gradient: Array) -> tuple[Array]:
+    return (jax.lax.with_sharding_constraint(gradient, sharding),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

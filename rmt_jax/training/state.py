@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 from jax import Array
 
-from rmt_jax.models import abstract_model
+from rmt_jax.models import Gather
 from rmt_jax.tasks import Task
 from rmt_jax.training.optimizer import Rules, select, update_ema
 
@@ -26,14 +26,6 @@ def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, Tree, Tree]:
     graph, state = nnx.split(model)
     params, batch_stats = nnx.split_state(state, nnx.Param, nnx.BatchStat)
     return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
-
-
-def model_graphs(task: Task) -> tuple[nnx.GraphDef, nnx.GraphDef]:
-    """The model's graph in training mode and in evaluation mode; no weights are made."""
-    model = abstract_model(task.init_model)
-    training = split_model(model)[0]
-    model.eval()
-    return training, split_model(model)[0]
 
 
 def init_state(params: Tree, batch_stats: Tree, optimizer: optax.GradientTransformation) -> State:
@@ -57,12 +49,14 @@ def make_train_step(
     ema_decay: float,
     grad_accum_steps: int = 1,
     frozen_rules: Rules | None = None,
+    gather: Gather | None = None,
 ) -> Callable[[State, Batch, Tree], tuple[State, dict[str, Array]]]:
     """The pure function (state, batch, frozen) -> (state, metrics) of one optimiser step.
 
     Its randomness is a function of the seed and the step alone. With gradient accumulation the batch is cut into
     `grad_accum_steps` parts, BatchNorm sees one part after the other, and the gradients are averaged. `frozen` goes to
-    `Task.prepare`. Parameters that `frozen_rules` select get no gradient.
+    `Task.prepare`. Parameters that `frozen_rules` select get no gradient. `gather` makes the parameters outside of the
+    blocks whole, where the state is split over devices.
     """
 
     def loss_fn(params: Tree, batch_stats: Tree, batch: Batch, key: Array) -> tuple[Array, Any]:
@@ -70,6 +64,8 @@ def make_train_step(
             fixed = jax.lax.stop_gradient(params)
             frozen = select(params, frozen_rules)
             params = jax.tree.map(lambda free, fixed, stop: fixed if stop else free, params, fixed, frozen)
+        if gather is not None:
+            params = gather(params)
         model = nnx.merge(graph, params, batch_stats)
         loss, metrics = task.loss(model, batch, nnx.Rngs(key))
         return loss, (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), metrics)
@@ -111,11 +107,14 @@ def make_train_step(
     return train_step
 
 
-def make_predict_step(task: Task, graph: nnx.GraphDef) -> Callable[[Tree, Batch], dict[str, Array]]:
-    """The pure function ({params, batch_stats}, batch) -> what the task's metric takes."""
+def make_predict_step(
+    task: Task, graph: nnx.GraphDef, *, gather: Gather | None = None
+) -> Callable[[Tree, Batch], dict[str, Array]]:
+    """The pure function ({params, batch_stats}, batch) -> what the task's metric takes; `gather` as in training."""
 
     def predict_step(weights: Tree, batch: Batch) -> dict[str, Array]:
-        return task.predict(nnx.merge(graph, weights["params"], weights["batch_stats"]), batch)
+        params = weights["params"] if gather is None else gather(weights["params"])
+        return task.predict(nnx.merge(graph, params, weights["batch_stats"]), batch)
 
     return predict_step
 

@@ -17,6 +17,7 @@ FREE_KEYS = (
     "mesh.data",
     "mesh.fsdp",
     "model.remat",
+    "model.scan",
     "log_every_steps",
     "checkpoint.every_steps",
     "checkpoint.keep_last",

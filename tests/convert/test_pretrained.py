@@ -104,8 +104,8 @@ def weights_of(name: str, **changes: object) -> Weights:
 
 
 def test_types_and_run_time_fields(folder: pathlib.Path) -> None:
-    model = load_pretrained(folder / "directory", dtype=jnp.bfloat16, drop_path=0.3, remat=True)
-    assert model.config == variant("rmt_nano", drop_path=0.3, remat=True)
+    model = load_pretrained(folder / "directory", dtype=jnp.bfloat16, drop_path=0.3, remat="full")
+    assert model.config == variant("rmt_nano", drop_path=0.3, remat="full")
     assert isinstance(model, Classifier)
     assert model.backbone.dtype == jnp.bfloat16
     assert {array.dtype for array in arrays(model).values()} == {np.dtype("float32")}

@@ -8,7 +8,7 @@ import pytest
 
 from rmt_jax.convert.names import relpos_constants
 from rmt_jax.convert.recognize import recognize
-from rmt_jax.models import list_models, variant, variants
+from rmt_jax.models import RUN_TIME_FIELDS, list_models, variant, variants
 from tests import torch_rmt
 
 StateDict = dict[str, Any]
@@ -18,7 +18,7 @@ def shapes(name: str, **changes: Any) -> StateDict:
     """An upstream state dict of full size that takes no memory, but for its constants."""
     config = variant(name, **changes)
     headless = config.extra_norms or changes.get("headless", False)
-    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name != "remat"}
+    fields = {name: value for name, value in vars(config).items() if name not in RUN_TIME_FIELDS}
     with torch_rmt.torch.device("meta"):
         model = torch_rmt.RMT(**fields, headless=headless)
     found = {key: np.broadcast_to(np.float32(0), tuple(tensor.shape)) for key, tensor in model.state_dict().items()}

@@ -4,14 +4,13 @@ Keys and shapes are those of the independent PyTorch model, so nothing here know
 """
 
 import argparse
-import dataclasses
 import pathlib
 from typing import Any
 
 import numpy as np
 import torch
 
-from rmt_jax.models import RMTConfig, variant
+from rmt_jax.models import RUN_TIME_FIELDS, RMTConfig, variant
 from tests import torch_rmt
 from tests.golden import golden
 
@@ -20,7 +19,7 @@ StateDict = dict[str, torch.Tensor]
 
 def torch_model(config: RMTConfig, *, headless: bool = False) -> torch_rmt.RMT:
     """The independent PyTorch model of an architecture of ours, in evaluation mode."""
-    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name != "remat"}
+    fields = {name: value for name, value in vars(config).items() if name not in RUN_TIME_FIELDS}
     model = torch_rmt.RMT(**fields, headless=headless)
     model.eval()
     return model

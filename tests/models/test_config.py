@@ -87,7 +87,7 @@ def test_every_field_is_tested_here() -> None:
     """A new field needs a test of its effect."""
     tested = {"num_classes", "proj_dim", "aux_head", "mlp_ratios", "layer_scale", "depths", "embed_dims", "num_heads"}
     tested |= {"decay_spans", "decay_start", "decomposed", "drop_path"}
-    tested |= {"aux_tap", "remat", "extra_norms"}  # in test_starred.py, test_remat.py and test_extra_norms.py
+    tested |= {"aux_tap", "remat", "scan", "extra_norms"}  # in test_starred.py, test_blocks.py, test_extra_norms.py
     assert {field.name for field in dataclasses.fields(RMTConfig)} == tested
 
 
@@ -118,6 +118,7 @@ def test_lists_become_tuples_so_that_a_config_can_be_hashed() -> None:
         ({"decay_start": 0}, r"need decay_start > 0 and decay_spans >= 0"),
         ({"num_classes": 0}, r"num_classes must be positive whole numbers, got 0"),
         ({"aux_tap": "head"}, r"aux_tap must be one of \('features', .*got 'head'"),
+        ({"remat": "all"}, r"remat must be one of \('none', 'dots', 'full'\), got 'all'"),
         ({"depth": (1, 1, 1, 1)}, r"Unknown architecture field 'depth'\. Did you mean 'depths'\? Known: embed_dims"),
         ({"dtype": jnp.float16}, r"dtype must be float32 or bfloat16, got .*float16"),
     ],

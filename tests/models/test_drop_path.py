@@ -23,7 +23,7 @@ def drawn_keys(monkeypatch: pytest.MonkeyPatch) -> list[jax.Array]:
     """What each DropPath of the model was given, in the order of the calls."""
     keys: list[jax.Array] = []
 
-    def record(self: DropPath, x: jax.Array, key: jax.Array) -> jax.Array:
+    def record(self: DropPath, x: jax.Array, key: jax.Array, rate: float | None) -> jax.Array:
         keys.append(jax.random.key_data(key))
         return x
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rmt_jax.models import variant
+from rmt_jax.models import abstract_model, variant
 from rmt_jax.models.arrays import flat_paths
 from rmt_jax.tasks import Classification, MixConfig
 from rmt_jax.training.optimizer import FROZEN_RULES, OptimizerConfig, make_optimizer
-from rmt_jax.training.sharding import MeshConfig, batch_sharding, make_mesh, replicated, state_sharding
-from rmt_jax.training.state import State, _deal, init_state, make_train_step, model_graphs, split_model
+from rmt_jax.training.program import place_model
+from rmt_jax.training.sharding import MeshConfig, batch_sharding, make_mesh, replicated
+from rmt_jax.training.state import State, _deal, init_state, make_train_step, split_model
 from tests.training.conftest import TINY
 
 # Adam moves a parameter by the learning rate whatever the size of its gradient, so parameters whose gradient is
@@ -24,7 +25,7 @@ OPTIMIZER = make_optimizer(OptimizerConfig(epsilon=1.0), 0.1)
 
 
 def task(drop_path: float = 0.0, **recipe: Any) -> Classification:
-    model = variant("rmt_nano", **TINY, num_classes=10, drop_path=drop_path)
+    model = variant("rmt_nano", **TINY | {"depths": (1, 1, 2, 1)}, num_classes=10, drop_path=drop_path, scan=True)
     half = (0.5, 0.5, 0.5)
     return Classification(model=model, dtype="float32", mean=half, std=half, label_smoothing=0.1, **recipe)
 
@@ -49,20 +50,21 @@ def fresh_state(task: Classification) -> State:
 @functools.cache
 def compiled_step(task: Classification, mesh: MeshConfig | None, grad_accum_steps: int) -> tuple[Callable, Any]:
     """The jitted step and where its state belongs: on a mesh over all devices, or on one device."""
+    model, gather, place = abstract_model(task.init_model), None, jax.devices()[0]
+    shardings: dict[str, Any] = {}
+    if mesh is not None:
+        devices = make_mesh(mesh)
+        placement, gather = place_model(model, devices, mesh.min_split, jnp.float32)
+        place = placement.shardings(fresh_state(task))
+        shardings = {
+            "in_shardings": (place, batch_sharding(devices), replicated(devices)),
+            "out_shardings": (place, replicated(devices)),
+        }
+    graph = split_model(model)[0]
     step = make_train_step(
-        task, model_graphs(task)[0], OPTIMIZER, seed=0, ema_decay=0.9, grad_accum_steps=grad_accum_steps
+        task, graph, OPTIMIZER, seed=0, ema_decay=0.9, grad_accum_steps=grad_accum_steps, gather=gather
     )
-    if mesh is None:
-        return jax.jit(step), jax.devices()[0]
-    devices = make_mesh(mesh)
-    shardings, _ = state_sharding(devices, fresh_state(task))
-    step = jax.jit(
-        step,
-        in_shardings=(shardings, batch_sharding(devices), replicated(devices)),
-        out_shardings=(shardings, replicated(devices)),
-        donate_argnums=0,
-    )
-    return step, shardings
+    return jax.jit(step, donate_argnums=() if mesh is None else 0, **shardings), place
 
 
 def run(
@@ -93,12 +95,25 @@ def one_device() -> tuple[State, list[float]]:
 
 
 @pytest.mark.parametrize(
-    "mesh", [pytest.param(MeshConfig(8, 1), id="8x1"), pytest.param(MeshConfig(2, 4), id="2x4", marks=pytest.mark.slow)]
+    "mesh",
+    [
+        pytest.param(MeshConfig(8, 1), id="8x1"),
+        pytest.param(MeshConfig(4, 2, min_split=64), id="4x2", marks=pytest.mark.slow),
+        pytest.param(MeshConfig(2, 4, min_split=64), id="2x4"),
+        pytest.param(MeshConfig(1, 8, min_split=64), id="1x8", marks=pytest.mark.slow),
+    ],
 )
-def test_same_numbers_on_every_mesh(mesh: MeshConfig, one_device: tuple[State, list[float]]) -> None:
-    state, losses = run(mixing_task(), [batch(16, seed) for seed in range(3)], mesh)
-    np.testing.assert_allclose(losses, one_device[1], rtol=1e-5)
-    assert_close(state, one_device[0])
+@pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_same_numbers_on_every_mesh(mesh: MeshConfig, parts: int) -> None:
+    """With drop path, erasing, mixing, BatchNorm and the moving average, split weights and accumulation."""
+    batches = [batch(16, seed) for seed in range(3)]
+    expected, expected_losses = run(mixing_task(), batches, grad_accum_steps=parts)
+    state, losses = run(mixing_task(), batches, mesh, grad_accum_steps=parts)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+    assert_close(state, expected)
+    place = compiled_step(mixing_task(), mesh, parts)[1]
+    split = sum(not sharding.is_fully_replicated for sharding in jax.tree.leaves(place))
+    assert split > 100 if mesh.fsdp > 1 else split == 0
 
 
 @pytest.mark.slow
@@ -111,22 +126,6 @@ def test_same_seed_same_bits(one_device: tuple[State, list[float]]) -> None:
     state, losses = run(mixing_task(), [batch(16, seed) for seed in range(3)])
     assert losses == one_device[1]
     jax.tree.map(np.testing.assert_array_equal, state, one_device[0])
-
-
-def test_fsdp_splits_kernels_that_divide_and_names_those_that_do_not() -> None:
-    mesh = make_mesh(MeshConfig(2, 4))
-    state = {"params": {"a": {"kernel": jnp.zeros((6, 8)), "bias": jnp.zeros(8)}, "b": {"kernel": jnp.zeros((3, 5))}}}
-    shardings, whole = state_sharding(mesh, state)
-    assert shardings["params"]["a"]["kernel"].spec == jax.P(None, "fsdp")
-    assert shardings["params"]["a"]["bias"].is_fully_replicated
-    assert shardings["params"]["b"]["kernel"].is_fully_replicated
-    assert whole == ["params/b/kernel"]
-
-
-@pytest.mark.parametrize("config", [MeshConfig(3, 1), MeshConfig(-1, 3), MeshConfig(-1, -1), MeshConfig(0, -1)])
-def test_mesh_that_does_not_fit(config: MeshConfig) -> None:
-    with pytest.raises(ValueError, match=r"do not make 8 device\(s\). Use mesh.data=-1"):
-        make_mesh(config)
 
 
 def test_accumulated_gradients_are_the_mean_of_the_parts() -> None:
@@ -178,12 +177,3 @@ def test_moving_average_follows_parameters_and_statistics() -> None:
     for part in ("params", "batch_stats"):
         expected = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, jax.device_get(start[part]), state[part])
         assert_close(state["ema"][part], expected, rtol=1e-6)
-
-
-def test_graphs_differ_in_mode_only() -> None:
-    small = task(drop_path=0.3)
-    state = fresh_state(small)
-    training, evaluation = (nnx.merge(graph, state["params"], state["batch_stats"]) for graph in model_graphs(small))
-    assert not training.deterministic
-    assert evaluation.deterministic
-    assert evaluation.norm.use_running_average

@@ -1,0 +1,69 @@
+"""How the blocks of a stage are run one after the other. None of it changes a number beyond rounding."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+
+Remat = Literal["none", "dots", "full"]
+
+# Weights that were gathered from several devices go by this name: they are gathered again in the backward pass.
+GATHERED = "gathered_weights"
+
+_POLICIES: dict[str, Any] = {
+    "none": jax.checkpoint_policies.save_anything_except_these_names(GATHERED),
+    # What linear layers give; attention's products have batch dimensions.
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": None,
+}
+
+# Makes whole what is split over devices: the weights of a block, any tree, to the same tree.
+Gather = Callable[[Any], Any]
+
+
+def run_blocks(
+    blocks: Sequence[nnx.Module],
+    x: Array,
+    keys: Array | None,
+    rates: Sequence[float],
+    *,
+    remat: Remat = "none",
+    scan: bool = False,
+    gather: Gather | None = None,
+) -> Array:
+    """x through all blocks, which have parameters only and are equal but for their values and drop path rates.
+
+    Args:
+        blocks: called with (x, key, drop path rate).
+        x: [batch height width channels].
+        keys: one for each block, None for no drop path.
+        rates: of the drop path, one for each block.
+        remat: what is recomputed in the backward pass instead of kept: "none"; "dots", all but the linear layers'
+            outputs; "full", the whole block. Less memory, more time.
+        scan: compile one block and loop over the stacked weights; much quicker to compile, the same speed.
+        gather: applied to a block's weights just before it runs, in the forward and again in the backward pass.
+    """
+    graph = nnx.graphdef(blocks[0])
+    weights = [nnx.to_pure_dict(nnx.state(block)) for block in blocks]
+
+    def run(x: Array, weights: Any, key: Array | None, rate: Array | float) -> Array:
+        if gather is not None:
+            weights = jax.tree.map(lambda leaf: checkpoint_name(leaf, GATHERED), gather(weights))
+        block: Any = nnx.merge(graph, weights)
+        return block(x, key, rate)
+
+    body: Callable[..., Array] = run
+    if remat != "none" or gather is not None:
+        body = jax.checkpoint(run, policy=_POLICIES[remat], prevent_cse=not scan, static_argnums=() if scan else (3,))
+    if not scan or len(blocks) == 1:
+        for index, rate in enumerate(rates):
+            x = body(x, weights[index], None if keys is None else keys[index], rate)
+        return x
+
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *weights)
+    inputs = stacked, keys, jnp.asarray(rates, jnp.float32)
+    return jax.lax.scan(lambda x, inputs: (body(x, *inputs), None), x, inputs)[0]

@@ -1,0 +1,137 @@
+"""The compiled training step of a configuration on a mesh: all that is known before there are data or weights."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from rmt_jax.models import Backbone, abstract_model
+from rmt_jax.tasks import Classification
+from rmt_jax.training.config import Config
+from rmt_jax.training.optimizer import FROZEN_RULES, make_optimizer
+from rmt_jax.training.schedule import learning_rates
+from rmt_jax.training.sharding import Placement, Tree, WeightGather, batch_sharding, replicated
+from rmt_jax.training.state import State, init_state, make_predict_step, make_train_step, split_model
+
+Step = Callable[[State, Mapping[str, Array], Tree], tuple[State, dict[str, Array]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The training step, and where its state lives.
+
+    Attributes:
+        placement: of arrays on the mesh.
+        optimizer: of the parameters.
+        learning_rates: one value an epoch, float64.
+        abstract_state: shapes, types and shardings of the state.
+        train_step: jitted, (state, batch, frozen) -> (state, metrics); the state is donated.
+    """
+
+    placement: Placement
+    optimizer: optax.GradientTransformation
+    learning_rates: np.ndarray
+    abstract_state: State
+    train_step: Any  # jax.stages.Wrapped, with `lower`
+
+    def place(self, model: nnx.Module) -> State:
+        """The state at step 0 of a model with weights, on the mesh."""
+        state = init_state(*split_model(model)[1:], self.optimizer)
+        return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state))
+
+
+def training_task(config: Config, num_classes: int) -> Classification:
+    """The task of a configuration; a teacher is added by who has loaded one."""
+    return Classification(
+        model=config.model.resolve(num_classes),
+        dtype=config.model.dtype,
+        mean=config.data.mean,
+        std=config.data.std,
+        label_smoothing=config.label_smoothing,
+        loss_kind=config.loss,
+        erasing=config.erasing,
+        mix=config.mix,
+        upstream_crops=config.data.token_labels.upstream_crops,
+    )
+
+
+def train_program(config: Config, task: Classification, mesh: Mesh, steps_per_epoch: int) -> Program:
+    """Nothing is compiled yet, and the mesh may be of devices that are not here."""
+    rates = learning_rates(config.schedule, config.peak_learning_rate, config.epochs)
+    table = rates.astype(np.float32)
+    frozen_rules = FROZEN_RULES if config.freeze_backbone else None
+    optimizer = make_optimizer(
+        config.optimizer, lambda step: jnp.asarray(table)[step // steps_per_epoch], frozen_rules=frozen_rules
+    )
+    model = abstract_model(task.init_model)
+    if config.freeze_backbone:
+        model.freeze_backbone()
+    placement, gather = place_model(model, mesh, config.mesh.min_split, jnp.dtype(config.model.dtype))
+    graph, *weights = split_model(model)
+
+    shapes = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), *weights)
+    shardings = placement.shardings(shapes)
+    step = make_train_step(
+        task,
+        graph,
+        optimizer,
+        seed=config.seed,
+        ema_decay=config.step_ema_decay,
+        grad_accum_steps=config.grad_accum_steps,
+        frozen_rules=frozen_rules,
+        gather=gather,
+    )
+    return Program(
+        placement=placement,
+        optimizer=optimizer,
+        learning_rates=rates,
+        abstract_state=with_sharding(shapes, shardings),
+        train_step=jax.jit(
+            step,
+            in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
+            out_shardings=(shardings, replicated(mesh)),
+            donate_argnums=0,
+        ),
+    )
+
+
+def predict_program(config: Config, task: Classification, mesh: Mesh) -> tuple[Tree, Any]:
+    """(abstract {"params", "batch_stats"} with shardings, the jitted prediction, its outputs on every device)."""
+    model = abstract_model(task.init_model)
+    model.eval()
+    placement, gather = place_model(model, mesh, config.mesh.min_split, jnp.dtype(config.model.dtype))
+    graph, params, batch_stats = split_model(model)
+    shapes = {"params": params, "batch_stats": batch_stats}
+    step = make_predict_step(task, graph, gather=gather)
+    return with_sharding(shapes, placement.shardings(shapes)), jax.jit(step, out_shardings=replicated(mesh))
+
+
+def place_model(
+    model: nnx.Module, mesh: Mesh, min_split: int, dtype: DTypeLike
+) -> tuple[Placement, WeightGather | None]:
+    """Where the arrays go, and what makes split ones whole, which each stage of the model is told; None without any."""
+    placement = Placement(mesh, min_split)
+    if mesh.shape["fsdp"] == 1:
+        return placement, None
+    gather = WeightGather(placement, dtype)
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, Backbone):
+            for stage in module.layers:
+                stage.gather = gather
+    return placement, gather
+
+
+def with_sharding(shapes: Tree, shardings: Tree) -> Tree:
+    """Shapes and types, each with its sharding."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+    )

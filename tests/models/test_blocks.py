@@ -1,0 +1,86 @@
+"""How blocks are run changes no number: recomputed in the backward pass, looped over, with gathered weights."""
+
+import functools
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rmt_jax.models.blocks import Remat
+from rmt_jax.models.rmt import Stage
+from tests.models.small import Tree, arrays, images, primitives, small
+
+
+def stage(remat: Remat, scan: bool, gather: Any = None) -> Stage:
+    """Three blocks, the second and the third of which drop something, at different rates."""
+    model = small(drop_path=0.6, depths=(3, 1, 1, 1), remat=remat, scan=scan)
+    stage = model.backbone.layers[0]
+    stage.gather = gather
+    return stage
+
+
+def double(weights: Tree) -> Tree:
+    """In the place of a gather, and visible in the numbers."""
+    return jax.tree.map(lambda leaf: 2 * leaf, weights)
+
+
+@functools.cache
+def loss_and_gradients(remat: Remat, scan: bool) -> tuple[jax.Array, Tree]:
+    graph, params, stats = arrays(stage(remat, scan))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((6, 4, 5, 8)), jnp.float32)
+
+    def loss(params: Tree, keys: jax.Array) -> jax.Array:
+        return jnp.square(nnx.merge(graph, params, stats, copy=True)(x, keys)).mean()
+
+    return jax.jit(jax.value_and_grad(loss))(params, jax.random.split(jax.random.key(0), 3))
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_loss_and_every_gradient_are_the_same_with_drop_path_on(remat: Remat, scan: bool) -> None:
+    (loss, grads), (expected_loss, expected) = loss_and_gradients(remat, scan), loss_and_gradients("none", False)
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+    for ours, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6 * np.abs(theirs).max())
+
+
+def kept(remat: Remat, gather: Any = None) -> list[tuple[int, ...]]:
+    """Shapes of what the forward pass keeps for the backward pass."""
+    graph, params, stats = arrays(stage(remat, scan=False, gather=gather))
+
+    def run(params: Tree) -> jax.Array:
+        return nnx.merge(graph, params, stats, copy=True)(jnp.ones((6, 4, 5, 8)))
+
+    return [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(lambda params: jax.vjp(run, params)[1], params))]
+
+
+def test_each_policy_keeps_less_than_the_one_before() -> None:
+    sizes = {remat: sum(int(np.prod(shape)) for shape in kept(remat)) for remat in get_args(Remat)}
+    assert sizes["full"] < sizes["dots"] < sizes["none"]
+
+
+def test_gathered_weights_are_not_kept() -> None:
+    kernel = stage("none", scan=False).blocks[0].ffn.fc1.kernel.shape
+    assert kept("none", double).count(kernel) == kept("none").count(kernel)
+
+
+@pytest.mark.parametrize(("remat", "scan", "count"), [("none", False, 0), ("full", False, 6), ("dots", True, 4)])
+def test_one_checkpoint_a_block_where_asked_for(remat: Remat, scan: bool, count: int) -> None:
+    model = small(remat=remat, scan=scan, depths=(3, 1, 1, 1))
+    jaxpr = jax.make_jaxpr(lambda model, x: model(x))(model, images()).jaxpr
+    names = [equation.primitive.name for equation in primitives(jaxpr)]
+    assert sum(name in ("remat", "remat2", "checkpoint") for name in names) == count
+    assert ("scan" in names) == scan
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_blocks_run_with_what_the_gather_gives(scan: bool) -> None:
+    x = jnp.ones((6, 4, 5, 8))
+    graph, params, stats = arrays(stage("none", scan=scan, gather=double))
+    plain, *_ = arrays(stage("none", scan=False))
+    ours = jax.jit(lambda params: nnx.merge(graph, params, stats, copy=True)(x))(params)
+    expected = jax.jit(lambda params: nnx.merge(plain, double(params), stats, copy=True)(x))(params)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5 * np.abs(expected).max())

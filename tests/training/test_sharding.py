@@ -1,0 +1,97 @@
+"""Meshes, what is split over them, and the collectives that the compiled step makes of it."""
+
+import collections
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from rmt_jax.training.config import Config, parse
+from rmt_jax.training.describe import describe_placement
+from rmt_jax.training.program import Program, train_program, training_task
+from rmt_jax.training.sharding import MeshConfig, Placement, batch_sharding, make_mesh
+from tests.training.conftest import TINY
+
+STATE: dict[str, Any] = {
+    "params": {
+        "a": {"kernel": jnp.zeros((6, 80)), "bias": jnp.zeros(800)},
+        "b": {"kernel": jnp.zeros((33, 15))},
+        "c": {"kernel": jnp.zeros((8, 8))},
+    }
+}
+
+
+def program(fsdp: int) -> tuple[Config, Program]:
+    """A step of a small model on the eight devices."""
+    model = {"name": "rmt_nano", "dtype": "float32", "architecture": TINY | {"depths": (1, 1, 3, 1)}}
+    mesh = {"fsdp": fsdp, "min_split": 64}
+    config = parse({"batch_size": 16, "model": model, "mesh": mesh, "data": {"name": "digits", "image_size": 32}})
+    return config, train_program(config, training_task(config, 10), make_mesh(config.mesh), steps_per_epoch=5)
+
+
+def test_large_kernels_that_divide_are_split() -> None:
+    placement = Placement(make_mesh(MeshConfig(2, 4)), min_split=100)
+    shardings = placement.shardings(STATE)["params"]
+    assert shardings["a"]["kernel"].spec == jax.P(None, "fsdp")
+    assert shardings["a"]["bias"].is_fully_replicated
+    assert shardings["b"]["kernel"].is_fully_replicated
+    assert shardings["c"]["kernel"].is_fully_replicated
+    assert placement.undivided(STATE) == ["params/b/kernel"]
+
+
+def test_nothing_is_split_over_one_part() -> None:
+    placement = Placement(make_mesh(MeshConfig()), min_split=1)
+    assert all(sharding.is_fully_replicated for sharding in jax.tree.leaves(placement.shardings(STATE)))
+    assert placement.undivided(STATE) == []
+
+
+@pytest.mark.parametrize("config", [MeshConfig(3, 1), MeshConfig(-1, 3), MeshConfig(-1, -1), MeshConfig(0, -1)])
+def test_mesh_that_does_not_fit(config: MeshConfig) -> None:
+    with pytest.raises(ValueError, match=r"do not make 8 device\(s\). Use mesh.data=-1"):
+        make_mesh(config)
+
+
+def test_moments_and_moving_average_lie_where_their_parameter_does() -> None:
+    state = program(fsdp=4)[1].abstract_state
+    shardings = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.sharding
+        for path, leaf in jax.tree.leaves_with_path(state)
+    }
+    split = {name for name, sharding in shardings.items() if not sharding.is_fully_replicated}
+    own = {name.removeprefix("params/") for name in split if name.startswith("params/")}
+    assert own
+    for name in own:
+        followers = {path: sharding for path, sharding in shardings.items() if path.endswith(f"/{name}")}
+        assert len(followers) == 4  # itself, two moments, the moving average
+        assert len(set(followers.values())) == 1
+
+
+def test_summary_names_what_is_split_and_what_is_whole() -> None:
+    _, split = program(fsdp=4)
+    rows = describe_placement(split.placement, split.abstract_state)
+    assert re.match(r"\d+ arrays in 4 parts, the largest: backbone/\S+/kernel \[3 3 16/4 16\]", rows["split"])
+    assert "arrays" in rows["whole"]
+    assert "not split" not in rows
+    _, whole = program(fsdp=1)
+    assert describe_placement(whole.placement, whole.abstract_state)["sharding"].endswith("the state whole on each")
+
+
+def test_weights_are_gathered_block_by_block() -> None:
+    """No activation travels: weights are gathered, forward and backward, and the other collectives are sums.
+
+    XLA for CPU has no pass that makes a reduce-scatter of a sum and a slice; `rmt compile` shows it for TPUs.
+    """
+    config, split = program(fsdp=8)
+    sharding = batch_sharding(split.placement.mesh)
+    batch = {
+        "image": jax.ShapeDtypeStruct((config.batch_size, 32, 32, 3), jnp.uint8, sharding=sharding),
+        "label": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32, sharding=sharding),
+    }
+    text = split.train_step.lower(split.abstract_state, batch, {}).compile().as_text()
+    counts = collections.Counter(re.findall(r" (all-reduce|all-gather|all-to-all|collective-permute)\(", text))
+    assert counts["all-gather"] >= 20
+    assert counts["all-to-all"] == 0
+    # Mixing exchanges pictures with the other half of the batch: one permutation at most a device.
+    assert counts["collective-permute"] <= 8
