@@ -7,15 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.ad_checkpoint import checkpoint_name
 
 Remat = Literal["none", "dots", "full"]
 
-# Weights that were gathered from several devices go by this name: they are gathered again in the backward pass.
-GATHERED = "gathered_weights"
-
 _POLICIES: dict[str, Any] = {
-    "none": jax.checkpoint_policies.save_anything_except_these_names(GATHERED),
     # What linear layers give; attention's products have batch dimensions.
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": None,
@@ -44,20 +39,21 @@ def run_blocks(
         rates: of the drop path, one for each block.
         remat: what is recomputed in the backward pass instead of kept: "none"; "dots", all but the linear layers'
             outputs; "full", the whole block. Less memory, more time.
-        scan: compile one block and loop over the stacked weights; much quicker to compile, the same speed.
-        gather: applied to a block's weights just before it runs, in the forward and again in the backward pass.
+        scan: compile one block and loop over the stacked weights: quicker to compile. On TPUs it costs memory where
+            nothing is recomputed, since all that is kept gets stacked.
+        gather: applied to a block's weights just before it runs, and again where the block is recomputed.
     """
     graph = nnx.graphdef(blocks[0])
     weights = [nnx.to_pure_dict(nnx.state(block)) for block in blocks]
 
     def run(x: Array, weights: Any, key: Array | None, rate: Array | float) -> Array:
         if gather is not None:
-            weights = jax.tree.map(lambda leaf: checkpoint_name(leaf, GATHERED), gather(weights))
+            weights = gather(weights)
         block: Any = nnx.merge(graph, weights)
         return block(x, key, rate)
 
     body: Callable[..., Array] = run
-    if remat != "none" or gather is not None:
+    if remat != "none":
         body = jax.checkpoint(run, policy=_POLICIES[remat], prevent_cse=not scan, static_argnums=() if scan else (3,))
     if not scan or len(blocks) == 1:
         for index, rate in enumerate(rates):

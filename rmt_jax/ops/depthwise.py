@@ -50,15 +50,27 @@ def _forward(x: Map, kernel: Kernel) -> tuple[Map, tuple[Map, Kernel]]:
 def _backward(saved: tuple[Map, Kernel], dy: Map) -> tuple[Map, Kernel]:
     x, kernel = saved
     dx = depthwise_conv2d(dy, kernel[::-1, ::-1])
-    # Two steps for each tap: adding up the pictures is one vectorised pass, and a product with a row of ones adds up
-    # the positions. A single sum over the three axes is many times slower on CPUs.
-    positions = jnp.ones((x.shape[1] * x.shape[2],), jnp.float32)
     dy = dy.astype(jnp.float32)
-    taps = []
-    for _, _, window in _windows(x, kernel):
-        over_batch = jax.lax.optimization_barrier((window.astype(jnp.float32) * dy).sum(axis=0))
-        taps.append(positions @ over_batch.reshape(-1, x.shape[-1]))
+    taps = [
+        jax.lax.platform_dependent(window.astype(jnp.float32) * dy, cpu=_sum_in_steps, default=_sum)
+        for _, _, window in _windows(x, kernel)
+    ]
     return dx, jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _sum(x: Map) -> Float[Array, " channels"]:
+    """Over all but the channels."""
+    return x.sum(axis=(0, 1, 2))
+
+
+def _sum_in_steps(x: Map) -> Float[Array, " channels"]:
+    """The same for CPUs, on which the plain sum is many times slower.
+
+    Adding up the pictures is one vectorised pass, and a product with a row of ones adds up the positions. Where the
+    batch is split over devices, whole maps travel between them: not for TPUs and GPUs.
+    """
+    over_batch = jax.lax.optimization_barrier(x.sum(axis=0)).reshape(-1, x.shape[-1])
+    return jnp.ones((len(over_batch),), jnp.float32) @ over_batch
 
 
 depthwise_conv2d.defvjp(_forward, _backward)

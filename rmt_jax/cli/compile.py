@@ -1,0 +1,220 @@
+"""`rmt compile`: the training step compiled for devices that need not be here."""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+from typing import TYPE_CHECKING, Any, get_args
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from rmt_jax.models import Remat
+
+if TYPE_CHECKING:  # the other commands do not need the training
+    import jax
+
+    from rmt_jax.training.ahead import Compiled
+    from rmt_jax.training.chips import Chip
+    from rmt_jax.training.config import Config
+
+DESCRIPTION = """\
+Compiles the real training step of a recipe and says whether it fits: memory of each part, operations and bytes an
+image, collectives, a roofline estimate. For a TPU slice no TPU is needed, only libtpu: pip install 'rmt-jax[tpu]'.
+Without --topology it is compiled for the devices of this machine.
+
+  rmt compile --config configs/rmt_l.py --topology v5e:16x16
+  rmt compile --config configs/rmt_s.py --topology v6e-64 --batch 128 --remat all
+  rmt compile --config configs/rmt_b.py --topology v4-32 --find-batch --config.mesh.fsdp=4
+
+All figures are the compiler's: nothing is run. Exit code 1 when it does not fit.
+"""
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "compile",
+        help="does a training step fit a TPU slice, and what does it cost",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="--config.KEY=VALUE changes a value of the recipe.",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="a recipe, such as configs/rmt_s.py")
+    parser.add_argument("--topology", metavar="NAME", help="v5e:16x16, or a slice's name such as v5e-256")
+    parser.add_argument("--slices", type=int, default=1, metavar="N", help="so many of them (default: 1)")
+    parser.add_argument("--batch", type=int, metavar="N", help="pictures a device (default: the recipe's batch)")
+    parser.add_argument("--find-batch", action="store_true", help="the largest batch a device that fits")
+    parser.add_argument(
+        "--remat", choices=[*get_args(Remat), "all"], help="in place of the recipe's model.remat; all compares them"
+    )
+    parser.add_argument("--quick", action="store_true", help="compile faster, for speed figures that are worse")
+    parser.add_argument("--hlo", type=pathlib.Path, metavar="FILE", help="write the compiled program to this file")
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all figures to this file")
+    parser.set_defaults(run=_run, config_words=[])
+
+
+def _run(options: argparse.Namespace) -> int:
+    from rmt_jax.training.ahead import compile_step, with_batch
+    from rmt_jax.training.command_line import load_config
+    from rmt_jax.training.config import parse
+    from rmt_jax.training.metrics import replace_file
+
+    _check(options)
+    config = parse(load_config(options.config, options.config_words))
+    chip, devices = _devices(options)
+    policies = get_args(Remat) if options.remat == "all" else [options.remat or config.model.remat]
+    found: dict[str, Compiled] = {}
+    console = Console()
+    for policy in policies:
+        chosen = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=policy))
+        if options.find_batch:
+            found[policy] = _find_batch(chosen, devices, chip, console)
+            continue
+        if options.batch is not None:
+            chosen = with_batch(chosen, options.batch, len(devices))
+        found[policy], text = compile_step(chosen, devices, chip, quick=options.quick)
+        if options.hlo is not None:
+            replace_file(options.hlo, text.encode())
+    title = f"{config.model.name} in {config.model.dtype}, {len(devices)} x {devices[0].device_kind}"
+    if len(found) == 1:
+        _print_one(console, title, config, next(iter(found.values())), len(devices), chip)
+    else:
+        _print_policies(console, title, found, len(devices), chip)
+    if options.json is not None:
+        content = {policy: dataclasses.asdict(compiled) for policy, compiled in found.items()}
+        described = {"config": options.config, "changes": options.config_words, "topology": options.topology}
+        replace_file(options.json, (json.dumps(described | {"remat": content}, indent=2) + "\n").encode())
+    return 0 if all(compiled.fits for compiled in found.values()) else 1
+
+
+def _check(options: argparse.Namespace) -> None:
+    for name in ("batch", "slices"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name}={value}: expected 1 or more.")
+    if options.find_batch and options.batch is not None:
+        raise ValueError("--find-batch and --batch exclude each other: give one.")
+    if options.hlo is not None and (options.find_batch or options.remat == "all"):
+        raise ValueError("--hlo writes one program: not with --find-batch or --remat=all.")
+    if options.slices > 1 and options.topology is None:
+        raise ValueError("--slices needs --topology.")
+    for name in ("hlo", "json"):
+        path = getattr(options, name)
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise ValueError(f"--{name}={path}: give the name of a file in a directory that exists.")
+
+
+def _devices(options: argparse.Namespace) -> "tuple[Chip | None, list[jax.Device]]":
+    import jax
+
+    from rmt_jax.training.chips import open_topology
+
+    if options.topology is None:
+        return None, jax.devices()
+    return open_topology(options.topology, options.slices)
+
+
+def _find_batch(config: "Config", devices: "list[jax.Device]", chip: "Chip | None", console: Console) -> "Compiled":
+    """The compilation of the largest batch that fits, or of the smallest tried where none does."""
+    from rmt_jax.training.ahead import find_batch
+
+    tried = []
+    for compiled in find_batch(config, devices, chip):
+        tried.append(compiled)
+        verdict = "fits" if compiled.fits else "does not fit"
+        console.print(
+            f"remat {config.model.remat}, {compiled.batch // len(devices)} a device: {_size(compiled.peak)}, {verdict} "
+            f"({sum(compiled.seconds):.0f} s)",
+            highlight=False,
+        )
+    fitting = [compiled for compiled in tried if compiled.fits]
+    return max(fitting, key=lambda compiled: compiled.batch) if fitting else tried[-1]
+
+
+def _print_one(
+    console: Console, title: str, config: "Config", compiled: "Compiled", devices: int, chip: "Chip | None"
+) -> None:
+    each = compiled.batch // devices
+    console.print(f"[bold]{title}[/bold]: batch {compiled.batch:,}, {each} a device", highlight=False)
+    table = _table("memory of a device", "")
+    for part, size in compiled.state.items():
+        table.add_row(part, _size(size))
+    table.add_row("batch", _size(compiled.inputs))
+    table.add_row("temporaries", _size(compiled.temporaries))
+    table.add_section()
+    limit = f" of {_size(compiled.limit)}" if compiled.limit else ""
+    table.add_row("peak", f"{_size(compiled.peak)}{limit}: {'fits' if compiled.fits else 'does not fit'}")
+    console.print(table)
+    for line in _work(compiled, each, chip):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if compiled.collectives:
+        table = _table("collectives of a step", "number", "sent by a device")
+        for kind, traffic in compiled.collectives.items():
+            table.add_row(kind, str(traffic.runs), _size(traffic.bytes))
+        console.print(table)
+    if compiled.loops and compiled.bytes_accessed is not None and (config.model.scan or config.grad_accum_steps > 1):
+        note = "Bytes count the body of each loop once: --config.model.scan=False shows all of them."
+        console.print(note, highlight=False, soft_wrap=True)
+    trace, compilation = compiled.seconds
+    console.print(f"Traced in {trace:.0f} s, compiled in {compilation:.0f} s. Nothing was run.", highlight=False)
+    if not compiled.fits:
+        console.print("It does not fit: use a smaller batch, --remat, mesh.fsdp or grad_accum_steps.", highlight=False)
+
+
+def _print_policies(
+    console: Console, title: str, found: "dict[str, Compiled]", devices: int, chip: "Chip | None"
+) -> None:
+    headings = ("batch a device", "temporaries", "peak", "GFLOP an image", "MB an image", "estimated step")
+    table = _table("remat", *headings)
+    table.title = title
+    for policy, compiled in found.items():
+        accessed = "" if compiled.bytes_accessed is None else f"{compiled.bytes_accessed / 1e6:,.0f}"
+        step = step_time(compiled, compiled.batch // devices, chip)
+        table.add_row(
+            policy,
+            str(compiled.batch // devices),
+            _size(compiled.temporaries),
+            _size(compiled.peak) + ("" if compiled.fits else ", does not fit"),
+            f"{compiled.flops / 1e9:.1f}",
+            accessed,
+            "" if step is None else f"{step * 1e3:.0f} ms",
+        )
+    console.print(table)
+
+
+def _work(compiled: "Compiled", each: int, chip: "Chip | None") -> list[str]:
+    lines = [f"an image: {compiled.flops / 1e9:.1f} GFLOP of matrix products and convolutions"]
+    if compiled.bytes_accessed is not None:
+        lines[0] += f", {compiled.bytes_accessed / 1e6:,.0f} MB between memory and chip"
+    step = step_time(compiled, each, chip)
+    if chip is None or step is None or compiled.bytes_accessed is None:
+        return lines
+    arithmetic, memory = each * compiled.flops / chip.flops, each * compiled.bytes_accessed / chip.bandwidth
+    links = sum(traffic.bytes for traffic in compiled.collectives.values()) / chip.links
+    lines.append(
+        f"roofline of {chip.name}: arithmetic {arithmetic * 1e3:.1f} ms, memory {memory * 1e3:.1f} ms, links "
+        f"{links * 1e3:.1f} ms a step: about {step * 1e3:.0f} ms, {compiled.batch / step:,.0f} images/s in all"
+    )
+    return lines
+
+
+def step_time(compiled: "Compiled", each: int, chip: "Chip | None") -> float | None:
+    """Seconds of a step by the roofline: the slower of arithmetic and memory, and the links after it."""
+    if chip is None or compiled.bytes_accessed is None:
+        return None
+    links = sum(traffic.bytes for traffic in compiled.collectives.values()) / chip.links
+    return max(each * compiled.flops / chip.flops, each * compiled.bytes_accessed / chip.bandwidth) + links
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column(first, style="cyan", no_wrap=True)
+    for heading in others:
+        table.add_column(heading, justify="right")
+    return table
+
+
+def _size(size: float) -> Any:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

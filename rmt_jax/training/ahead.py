@@ -1,0 +1,238 @@
+"""The real training step, compiled ahead of time for devices that need not be here, and what that tells."""
+
+import contextlib
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from rmt_jax.training.chips import Chip
+from rmt_jax.training.config import Config
+from rmt_jax.training.cost import Traffic, collective_traffic, count_flops
+from rmt_jax.training.program import Program, train_program, training_task
+from rmt_jax.training.sharding import batch_sharding, make_mesh
+
+# What shapes depend on the data set for; ImageNet's.
+NUM_CLASSES = 1000
+STEPS_PER_EPOCH = 625
+LABEL_MAP = (5, 18, 18)  # of a picture with token labels
+
+_EFFORT = "jax_exec_time_optimization_effort"
+_OUT_OF_MEMORY = re.compile(r"[Uu]sed ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A step for one batch size, in bytes a device unless said otherwise.
+
+    Attributes:
+        batch: pictures in a step, over all devices.
+        state: {"parameters", "optimiser", "EMA", "statistics"}: bytes of the state.
+        inputs: bytes of the batch.
+        temporaries: what the step needs besides its arguments; where it does not fit, what it would need.
+        peak: the most at any time; arguments and temporaries together where the compiler does not say.
+        limit: memory of a device, None where it is not known.
+        fits: whether the compiler took it, and the peak is within the limit.
+        flops: of matrix products and convolutions, a picture, forward and backward.
+        bytes_accessed: between memory and chip, a picture, as the compiler counts; None without the program.
+        loops: of the program, whose bodies the compiler counts once in `bytes_accessed`.
+        collectives: {kind: Traffic} of a step.
+        seconds: to trace and to compile.
+    """
+
+    batch: int
+    state: dict[str, float]
+    inputs: float
+    temporaries: float
+    peak: float
+    limit: float | None
+    fits: bool
+    flops: float
+    bytes_accessed: float | None
+    loops: int
+    collectives: dict[str, Traffic]
+    seconds: tuple[float, float]
+
+
+def compile_step(
+    config: Config, devices: Sequence[jax.Device], chip: Chip | None, *, quick: bool = False
+) -> tuple[Compiled, str]:
+    """(what the compiler says of a configuration's training step, the compiled text).
+
+    Args:
+        config: its batch size is that of all devices.
+        devices: here, or of a topology.
+        chip: of these devices, None where it is not known (CPU, GPU).
+        quick: let the compiler work less on speed: two to four times as fast, the memory within some percent.
+
+    Raises:
+        ValueError: the configuration cannot run on these devices.
+    """
+    mesh = make_mesh(config.mesh, devices)
+    program = train_program(config, training_task(config, NUM_CLASSES), mesh, STEPS_PER_EPOCH)
+    batch = abstract_batch(config, mesh)
+    state = _state_bytes(program)
+    inputs = _shard_bytes(batch)
+    started = time.monotonic()
+    with _effort(-1.0 if quick else 0.0):
+        traced = program.train_step.trace(program.abstract_state, batch, {})
+        flops = count_flops(traced.jaxpr.jaxpr) / config.batch_size
+        lowered, traced_at = traced.lower(), time.monotonic()
+        compiled, used = _compile(lowered)
+    step = Compiled(
+        batch=config.batch_size,
+        state=state,
+        inputs=inputs,
+        temporaries=0.0,
+        peak=0.0,
+        limit=_memory_limit(devices, chip),
+        fits=False,
+        flops=flops,
+        bytes_accessed=None,
+        loops=0,
+        collectives={},
+        seconds=(traced_at - started, time.monotonic() - traced_at),
+    )
+    arguments = sum(state.values()) + inputs
+    if compiled is None:
+        needed, limit = used
+        return dataclasses.replace(step, temporaries=needed - arguments, peak=needed, limit=limit), ""
+    text, memory, cost = compiled.as_text() or "", compiled.memory_analysis(), compiled.cost_analysis() or {}
+    temporaries = float(memory.temp_size_in_bytes) if memory is not None else math.nan
+    # Only the compiler for TPUs means by the peak what does not fit.
+    peak = float(memory.peak_memory_in_bytes) if chip is not None and memory is not None else arguments + temporaries
+    # Of one device's program, so its pictures are those of one device.
+    accessed = cost["bytes accessed"] / (config.batch_size / len(devices)) if "bytes accessed" in cost else None
+    step = dataclasses.replace(
+        step,
+        temporaries=temporaries,
+        peak=peak,
+        fits=step.limit is None or peak <= step.limit,
+        bytes_accessed=accessed,
+        loops=len(re.findall(r" while\(", text)),
+        collectives=collective_traffic(text, len(devices)),
+    )
+    return step, text
+
+
+def abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, types and shardings of a training batch."""
+    size, sharding = config.data.image_size, batch_sharding(mesh)
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {"image": ((size, size, 3), jnp.uint8), "label": ((), jnp.int32)}
+    if config.data.token_labels.file is not None:
+        shapes |= {"label_scores": (LABEL_MAP, np.float16), "label_ids": (LABEL_MAP, np.int16)}
+        shapes |= {"crop_box": ((4,), np.float32)}
+    return {
+        name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=sharding)
+        for name, (shape, dtype) in shapes.items()
+    }
+
+
+def with_batch(config: Config, per_device: int, devices: int) -> Config:
+    """The configuration with so many pictures a device, and groups for mixing that divide them."""
+    batch, mix = per_device * devices, config.mix
+    group = next(size for size in (mix.group, per_device * config.grad_accum_steps, 2, 1) if batch % size == 0)
+    return dataclasses.replace(config, batch_size=batch, mix=dataclasses.replace(mix, group=group))
+
+
+def find_batch(
+    config: Config, devices: Sequence[jax.Device], chip: Chip | None, *, start: int = 32, unit: int = 8
+) -> Iterator[Compiled]:
+    """Quick compilations on the way to the largest batch that fits; the last that fits is of that batch.
+
+    Memory is close to a straight line in the batch, so each next try is where the line through the last two meets the
+    limit. It ends when `unit` pictures a device more do not fit, or when the smallest batch does not.
+
+    Args:
+        config: its batch size is not used.
+        devices: see `compile_step`.
+        chip: see `compile_step`.
+        start: pictures a device to begin with.
+        unit: step in pictures a device.
+
+    Raises:
+        ValueError: the memory of these devices is not known.
+    """
+    count, tried = len(devices), dict[int, Compiled]()
+    largest, smallest_refused, size = 0, math.inf, start
+    while largest + unit < smallest_refused or not largest:
+        tried[size], _ = compile_step(with_batch(config, size, count), devices, chip, quick=True)
+        yield tried[size]
+        if tried[size].limit is None:
+            raise ValueError("The largest batch cannot be found: the memory of these devices is not known.")
+        if tried[size].fits:
+            largest = max(largest, size)
+        else:
+            smallest_refused = min(smallest_refused, size)
+        if smallest_refused <= 1:
+            return
+        size = _next_size(tried, largest, smallest_refused, unit)
+
+
+def _next_size(tried: Mapping[int, Compiled], largest: int, smallest_refused: float, unit: int) -> int:
+    """Where the line through two measured peaks meets the limit, between what fits and what does not."""
+    if not largest:
+        return int(smallest_refused) // 2
+    if len(tried) == 1:
+        return 2 * largest
+    (low, a), (high, b) = sorted((size, compiled.peak) for size, compiled in tried.items())[-2:]
+    limit = float(tried[largest].limit or 0)
+    guess = low + (limit - a) * (high - low) / max(b - a, 1.0)
+    guess = min(guess, 8 * largest) // unit * unit
+    return int(min(max(guess, largest + unit), smallest_refused - unit))
+
+
+@contextlib.contextmanager
+def _effort(value: float) -> Iterator[None]:
+    before = getattr(jax.config, _EFFORT)
+    jax.config.update(_EFFORT, value)
+    try:
+        yield
+    finally:
+        jax.config.update(_EFFORT, before)
+
+
+def _state_bytes(program: Program) -> dict[str, float]:
+    state = program.abstract_state
+    return {
+        "parameters": _shard_bytes(state["params"]),
+        "optimiser": _shard_bytes(state["opt_state"]),
+        "EMA": _shard_bytes(state["ema"]),
+        "statistics": _shard_bytes(state["batch_stats"]),
+    }
+
+
+def _shard_bytes(tree: Any) -> float:
+    """Of what one device holds."""
+    return float(
+        sum(
+            np.prod(leaf.sharding.shard_shape(leaf.shape), dtype=np.int64) * np.dtype(leaf.dtype).itemsize
+            for leaf in jax.tree.leaves(tree)
+        )
+    )
+
+
+def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, tuple[float, float]]:
+    """The program, or None and (bytes needed, bytes there are) where the compiler finds too little memory."""
+    try:
+        return lowered.compile(), (0.0, 0.0)
+    except jax.errors.JaxRuntimeError as error:
+        match = _OUT_OF_MEMORY.search(str(error))
+        if match is None:
+            raise
+        return None, (float(match[1]) * _UNITS[match[2]], float(match[3]) * _UNITS[match[4]])
+
+
+def _memory_limit(devices: Sequence[jax.Device], chip: Chip | None) -> float | None:
+    if chip is not None:
+        return chip.memory
+    stats = devices[0].memory_stats() if devices[0].platform == "gpu" else None
+    return None if not stats else float(stats["bytes_limit"])

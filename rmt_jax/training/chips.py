@@ -1,0 +1,74 @@
+"""TPU chips and slices: what `rmt compile` compares a compiled step with.
+
+Figures are those of Google's documentation of each generation (cloud.google.com/tpu/docs), but for the usable memory,
+which is the limit that the compiler names when a program does not fit.
+"""
+
+import dataclasses
+import re
+
+import jax
+from jax.experimental import topologies
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One chip.
+
+    Attributes:
+        name: of the generation.
+        memory: bytes that a program can use.
+        flops: bfloat16 operations a second, additions and multiplications counted apart.
+        bandwidth: bytes a second between memory and chip.
+        links: bytes a second between the chip and all its neighbours of the slice.
+    """
+
+    name: str
+    memory: float
+    flops: float
+    bandwidth: float
+    links: float
+
+
+CHIPS = {
+    "v4": Chip("v4", memory=30.75 * GIB, flops=275e12, bandwidth=1228e9, links=300e9),
+    "v5e": Chip("v5e", memory=15.75 * GIB, flops=197e12, bandwidth=819e9, links=200e9),
+    "v5p": Chip("v5p", memory=95.74 * GIB, flops=459e12, bandwidth=2765e9, links=600e9),
+    "v6e": Chip("v6e", memory=31.25 * GIB, flops=918e12, bandwidth=1638e9, links=448e9),
+}
+
+# Names by which slices are rented, and how their chips are wired. v4 and v5p names count cores, two a chip.
+_FLAT = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+_CUBIC = {8: "2x2x1", 16: "2x2x2", 32: "2x2x4", 64: "2x4x4", 128: "4x4x4", 256: "4x4x8", 512: "4x8x8"}
+SLICES = {
+    f"{chip}-{count}": f"{chip}:{shape}"
+    for chip, shapes in (("v4", _CUBIC), ("v5e", _FLAT), ("v5p", _CUBIC), ("v6e", _FLAT))
+    for count, shape in shapes.items()
+}
+
+
+def open_topology(name: str, slices: int = 1) -> tuple[Chip, list[jax.Device]]:
+    """The chip and all devices of TPU slices that need not be here.
+
+    Args:
+        name: GENERATION:SHAPE such as v5e:16x16, or the name of a slice such as v5e-256.
+        slices: how many of them, joined by the data centre's network.
+
+    Raises:
+        ValueError: no such generation or shape, or libtpu is not installed.
+    """
+    layout = SLICES.get(name, name)
+    chip = CHIPS.get(layout.partition(":")[0])
+    if chip is None or not re.fullmatch(r"\w+:\d+x\d+(x\d+)?", layout):
+        raise ValueError(
+            f"--topology={name}: expected GENERATION:SHAPE such as v5e:16x16 with one of {', '.join(CHIPS)}, or the "
+            f"name of a slice such as v4-32, v5e-256, v5p-128 or v6e-64."
+        )
+    try:
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=layout, num_slices=slices)
+    except Exception as error:  # jax raises several kinds: no libtpu, and shapes that it refuses
+        hint = " Compiling for TPUs needs libtpu: pip install 'rmt-jax[tpu]'." if "libtpu" in str(error).lower() else ""
+        raise ValueError(f"--topology={name} cannot be opened: {str(error).splitlines()[0]}.{hint}") from error
+    return chip, list(topology.devices)
