@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 from rich import box
 from rich.console import Console
@@ -152,7 +152,7 @@ def _print_one(
     if compiled.collectives:
         table = _table("collectives of a step", "number", "sent by a device")
         for kind, traffic in compiled.collectives.items():
-            table.add_row(kind, str(traffic.runs), _size(traffic.bytes))
+            table.add_row(kind, str(traffic.runs), _size(float(traffic.bytes)))
         console.print(table)
     if compiled.loops and compiled.bytes_accessed is not None and (config.model.scan or config.grad_accum_steps > 1):
         note = "Bytes count the body of each loop once: --config.model.scan=False shows all of them."
@@ -216,5 +216,5 @@ def _table(first: str, *others: str) -> Table:
     return table
 
 
-def _size(size: float) -> Any:
+def _size(size: float) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

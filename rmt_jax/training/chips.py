@@ -5,6 +5,7 @@ which is the limit that the compiler names when a program does not fit.
 """
 
 import dataclasses
+import os
 import re
 
 import jax
@@ -48,6 +49,16 @@ SLICES = {
     for count, shape in shapes.items()
 }
 
+# Only the compiler of libtpu is wanted: not the chips of this machine, nor what libtpu says when it finds none.
+_COMPILER_ONLY = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+}
+
 
 def open_topology(name: str, slices: int = 1) -> tuple[Chip, list[jax.Device]]:
     """The chip and all devices of TPU slices that need not be here.
@@ -66,6 +77,8 @@ def open_topology(name: str, slices: int = 1) -> tuple[Chip, list[jax.Device]]:
             f"--topology={name}: expected GENERATION:SHAPE such as v5e:16x16 with one of {', '.join(CHIPS)}, or the "
             f"name of a slice such as v4-32, v5e-256, v5p-128 or v6e-64."
         )
+    for variable, value in _COMPILER_ONLY.items():
+        os.environ.setdefault(variable, value)
     try:
         topology = topologies.get_topology_desc(platform="tpu", topology_name=layout, num_slices=slices)
     except Exception as error:  # jax raises several kinds: no libtpu, and shapes that it refuses

@@ -1,0 +1,117 @@
+"""Operations and collectives are counted as often as they run."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from rmt_jax.models.flops import count_flops as count_multiply_accumulates
+from rmt_jax.training.cost import Traffic, collective_traffic, count_flops
+from rmt_jax.training.sharding import MeshConfig, batch_sharding, make_mesh, replicated
+from tests.models.small import abstract
+
+X, W = jnp.ones((6, 4)), jnp.ones((4, 4))
+PRODUCT = 2 * 6 * 4 * 4
+
+
+def looped(x: jax.Array, w: jax.Array) -> jax.Array:
+    return jax.lax.scan(lambda x, _: (x @ w, None), x, length=5)[0]
+
+
+@pytest.mark.parametrize(
+    ("function", "count"),
+    [
+        (lambda x, w: x @ w + x, PRODUCT),
+        (jax.jit(lambda x, w: (x @ w) @ w), 2 * PRODUCT),
+        (looped, 5 * PRODUCT),
+        (lambda x, w: jax.lax.cond(x[0, 0] > 0, lambda: x @ w, lambda: (x @ w) @ w), 2 * PRODUCT),
+        (lambda x, w: jax.vmap(lambda row: row @ w)(x), PRODUCT),
+        (jax.grad(lambda x, w: (x @ w).sum(), argnums=(0, 1)), 3 * PRODUCT),
+        (jax.grad(jax.checkpoint(lambda x, w: jnp.sin(x @ w).sum()), argnums=(0, 1)), 4 * PRODUCT),
+    ],
+    ids=["product", "jit", "scan", "cond", "vmap", "gradient", "recomputed"],
+)
+def test_matrix_products(function: Callable[..., Any], count: int) -> None:
+    assert count_flops(jax.make_jaxpr(function)(X, W).jaxpr) == count
+
+
+def test_convolutions() -> None:
+    def convolve(x: jax.Array, kernel: jax.Array, groups: int = 1) -> jax.Array:
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=dimensions, feature_group_count=groups
+        )
+
+    x = jnp.ones((2, 5, 7, 8))
+    assert count_flops(jax.make_jaxpr(convolve)(x, jnp.ones((3, 3, 8, 6))).jaxpr) == 2 * 2 * 5 * 7 * 6 * 9 * 8
+    grouped = jax.make_jaxpr(lambda x, kernel: convolve(x, kernel, 8))(x, jnp.ones((3, 3, 1, 8))).jaxpr
+    assert count_flops(grouped) == 2 * 2 * 5 * 7 * 8 * 9
+
+
+def test_a_whole_model_agrees_with_the_published_count() -> None:
+    """The published count has the depthwise convolutions and normalisations besides, which are no products here."""
+    model = abstract("rmt_s")
+    model.eval()
+    jaxpr = jax.make_jaxpr(lambda model, x: model(x))(model, jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)).jaxpr
+    ratio = count_flops(jaxpr) / (2 * count_multiply_accumulates(model.config, 224, 224))
+    assert 0.95 < ratio < 1
+
+
+def test_collectives_of_a_compiled_program() -> None:
+    """On the eight devices: a weight gathered once, and a mean over the batch three times in a loop."""
+    mesh = make_mesh(MeshConfig(1, 8))
+    split = jax.NamedSharding(mesh, jax.P("fsdp", None))
+
+    def step(x: jax.Array, w: jax.Array) -> jax.Array:
+        w = jax.lax.with_sharding_constraint(w, replicated(mesh))
+        return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w) + x.mean(), None), x, length=3)[0]
+
+    compiled = jax.jit(step, in_shardings=(batch_sharding(mesh), split), out_shardings=batch_sharding(mesh))
+    text = compiled.lower(jnp.ones((16, 32)), jnp.ones((32, 32))).compile().as_text()
+    expected = {"all-gather": Traffic(1, 32 * 32 * 4 * 7 // 8), "all-reduce": Traffic(3, 3 * 2 * 4 * 7 // 8)}
+    assert collective_traffic(text, 8) == expected
+
+
+TPU_TEXT = """\
+HloModule jit_step
+
+%add (x: bf16[], y: bf16[]) -> bf16[] {
+  ROOT %sum = bf16[] add(%x, %y)
+}
+
+%async_collective_fusion.1 (param_0: bf16[512,32]) -> bf16[512,512] {
+  %all-gather.11 = bf16[512,512]{0,1:T(8,128)(2,1)} all-gather(%param_0), channel_id=2, replica_groups=mesh['axis_0'=1,\
+'axis_1'=16,'axis_2'=16], device_ids=([16,16]T(1,0)) {'axis_1'}, dimensions={1}, use_global_device_ids=true
+}
+
+%async_collective_fusion.2 (param_0: bf16[512,32]) -> bf16[512,512] {
+  %all-gather.13 = bf16[512,512]{0,1:T(8,128)(2,1)S(1)} all-gather(%param_0), channel_id=2, replica_groups=mesh[\
+'axis_0'=1,'axis_1'=16,'axis_2'=16], device_ids=([16,16]T(1,0)) {'axis_1'}, dimensions={1}, use_global_device_ids=true
+}
+
+%all-reduce-scatter.2 (input_0: bf16[512,512]) -> bf16[512,32] {
+  %all-reduce.7 = bf16[512,512]{0,1:T(8,128)(2,1)} all-reduce(%input_0), channel_id=1, replica_groups={{0,1,2,3},\
+{4,5,6,7}}, to_apply=%add
+}
+
+ENTRY %main (p: bf16[512,32]) -> bf16[512,32] {
+  %start = bf16[512,512] fusion(%p), kind=kCustom, calls=%async_collective_fusion.1
+  %done = bf16[512,512] fusion(%p, %start), kind=kCustom, calls=%async_collective_fusion.2
+  %scattered = bf16[512,32] fusion(%done), kind=kCustom, calls=%all-reduce-scatter.2
+  %permute = (bf16[64,8]{1,0}, bf16[64,8]{1,0}, u32[], u32[]) collective-permute-start(%p), source_target_pairs={{0,1}}
+  ROOT %all-reduce.4 = f32[512,32] all-reduce(%scattered), channel_id=4, replica_groups=[2,4]<=[8], to_apply=%add
+}
+"""
+
+
+def test_the_forms_of_tpu_programs() -> None:
+    """A gather in parts counts once, and a sum in a fusion that keeps a slice of it is a reduce-scatter."""
+    matrix = 512 * 512 * 2
+    assert collective_traffic(TPU_TEXT, 8) == {
+        "all-gather": Traffic(1, matrix * 15 // 16),
+        "all-reduce": Traffic(1, 2 * (512 * 32 * 4) * 3 // 4),
+        "collective-permute": Traffic(1, 64 * 8 * 2),
+        "reduce-scatter": Traffic(1, matrix * 3 // 4),
+    }
