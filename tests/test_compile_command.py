@@ -34,7 +34,6 @@ def test_this_machine(capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
         (["--topology", "v7:2x2"], "expected GENERATION:SHAPE such as v5e:16x16 with one of v4, v5e, v5p, v6e"),
         (["--topology", "v5e-257"], "or the name of a slice such as v4-32"),
         (["--batch", "0"], "--batch=0: expected 1 or more"),
-        (["--batch", "8", "--find-batch"], "exclude each other"),
         (["--find-batch"], "the memory of these devices is not known"),
         (["--slices", "2"], "--slices needs --topology"),
         (["--json", "nowhere/x.json"], "a directory that exists"),

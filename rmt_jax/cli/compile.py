@@ -45,7 +45,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--topology", metavar="NAME", help="v5e:16x16, or a slice's name such as v5e-256")
     parser.add_argument("--slices", type=int, default=1, metavar="N", help="so many of them (default: 1)")
     parser.add_argument("--batch", type=int, metavar="N", help="pictures a device (default: the recipe's batch)")
-    parser.add_argument("--find-batch", action="store_true", help="the largest batch a device that fits")
+    parser.add_argument(
+        "--find-batch", action="store_true", help="the largest batch a device that fits, from --batch or 32 on"
+    )
     parser.add_argument(
         "--remat", choices=[*get_args(Remat), "all"], help="in place of the recipe's model.remat; all compares them"
     )
@@ -70,7 +72,7 @@ def _run(options: argparse.Namespace) -> int:
     for policy in policies:
         chosen = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=policy))
         if options.find_batch:
-            found[policy] = _find_batch(chosen, devices, chip, console)
+            found[policy] = _find_batch(chosen, devices, chip, options.batch, console)
             continue
         if options.batch is not None:
             chosen = with_batch(chosen, options.batch, len(devices))
@@ -94,8 +96,6 @@ def _check(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name}={value}: expected 1 or more.")
-    if options.find_batch and options.batch is not None:
-        raise ValueError("--find-batch and --batch exclude each other: give one.")
     if options.hlo is not None and (options.find_batch or options.remat == "all"):
         raise ValueError("--hlo writes one program: not with --find-batch or --remat=all.")
     if options.slices > 1 and options.topology is None:
@@ -116,12 +116,14 @@ def _devices(options: argparse.Namespace) -> "tuple[Chip | None, list[jax.Device
     return open_topology(options.topology, options.slices)
 
 
-def _find_batch(config: "Config", devices: "list[jax.Device]", chip: "Chip | None", console: Console) -> "Compiled":
+def _find_batch(
+    config: "Config", devices: "list[jax.Device]", chip: "Chip | None", batch: int | None, console: Console
+) -> "Compiled":
     """The compilation of the largest batch that fits, or of the smallest tried where none does."""
     from rmt_jax.training.ahead import find_batch
 
     tried = []
-    for compiled in find_batch(config, devices, chip):
+    for compiled in find_batch(config, devices, chip, start=batch or 32):
         tried.append(compiled)
         verdict = "fits" if compiled.fits else "does not fit"
         console.print(

@@ -26,6 +26,7 @@ LABEL_MAP = (5, 18, 18)  # of a picture with token labels
 
 _EFFORT = "jax_exec_time_optimization_effort"
 _OUT_OF_MEMORY = re.compile(r"[Uu]sed ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
+_UNIT = 8  # pictures a device that a search is exact to
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -138,56 +139,50 @@ def abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct
 
 def with_batch(config: Config, per_device: int, devices: int) -> Config:
     """The configuration with so many pictures a device, and groups for mixing that divide them."""
-    batch, mix = per_device * devices, config.mix
-    group = next(size for size in (mix.group, per_device * config.grad_accum_steps, 2, 1) if batch % size == 0)
-    return dataclasses.replace(config, batch_size=batch, mix=dataclasses.replace(mix, group=group))
+    batch = per_device * devices
+    group = math.gcd(config.mix.group, batch // config.grad_accum_steps)
+    return dataclasses.replace(config, batch_size=batch, mix=dataclasses.replace(config.mix, group=group))
 
 
 def find_batch(
-    config: Config, devices: Sequence[jax.Device], chip: Chip | None, *, start: int = 32, unit: int = 8
+    config: Config, devices: Sequence[jax.Device], chip: Chip | None, *, start: int = 32
 ) -> Iterator[Compiled]:
-    """Quick compilations on the way to the largest batch that fits; the last that fits is of that batch.
+    """Quick compilations on the way to the largest batch that fits; of those that fit the largest is the answer.
 
     Memory is close to a straight line in the batch, so each next try is where the line through the last two meets the
-    limit. It ends when `unit` pictures a device more do not fit, or when the smallest batch does not.
+    limit. It ends when 8 pictures a device more do not fit, or a sixteenth more; below 16 when one more does not.
 
     Args:
         config: its batch size is not used.
         devices: see `compile_step`.
         chip: see `compile_step`.
         start: pictures a device to begin with.
-        unit: step in pictures a device.
 
     Raises:
         ValueError: the memory of these devices is not known.
     """
-    count, tried = len(devices), dict[int, Compiled]()
-    largest, smallest_refused, size = 0, math.inf, start
-    while largest + unit < smallest_refused or not largest:
-        tried[size], _ = compile_step(with_batch(config, size, count), devices, chip, quick=True)
-        yield tried[size]
-        if tried[size].limit is None:
-            raise ValueError("The largest batch cannot be found: the memory of these devices is not known.")
-        if tried[size].fits:
-            largest = max(largest, size)
-        else:
-            smallest_refused = min(smallest_refused, size)
-        if smallest_refused <= 1:
-            return
-        size = _next_size(tried, largest, smallest_refused, unit)
+    if _memory_limit(devices, chip) is None:
+        raise ValueError("The largest batch cannot be found: the memory of these devices is not known.")
+    peaks: dict[int, float] = {}
+    fits, refused, size = 0, math.inf, start
+    while refused > 1 and refused - fits > (1 if refused <= 2 * _UNIT else max(_UNIT, fits // 16)):
+        compiled, _ = compile_step(with_batch(config, size, len(devices)), devices, chip, quick=True)
+        yield compiled
+        peaks[size] = compiled.peak
+        fits, refused = (max(fits, size), refused) if compiled.fits else (fits, min(refused, size))
+        size = _next_size(peaks, fits, refused, float(compiled.limit or 0))
 
 
-def _next_size(tried: Mapping[int, Compiled], largest: int, smallest_refused: float, unit: int) -> int:
-    """Where the line through two measured peaks meets the limit, between what fits and what does not."""
-    if not largest:
-        return int(smallest_refused) // 2
-    if len(tried) == 1:
-        return 2 * largest
-    (low, a), (high, b) = sorted((size, compiled.peak) for size, compiled in tried.items())[-2:]
-    limit = float(tried[largest].limit or 0)
-    guess = low + (limit - a) * (high - low) / max(b - a, 1.0)
-    guess = min(guess, 8 * largest) // unit * unit
-    return int(min(max(guess, largest + unit), smallest_refused - unit))
+def _next_size(peaks: Mapping[int, float], fits: int, refused: int | float, limit: float) -> int:
+    """Where the line through two measured peaks meets the limit, between what fits and what was refused."""
+    if not fits:
+        return int(refused) // 2
+    if len(peaks) == 1:
+        return 2 * fits
+    (low, a), (high, b) = sorted(peaks.items())[-2:]
+    unit = 1 if refused <= 2 * _UNIT else _UNIT
+    guess = (low + (limit - a) * (high - low) / max(b - a, 1.0)) // unit * unit
+    return int(min(max(min(guess, 8 * fits), fits + unit), refused - unit))
 
 
 @contextlib.contextmanager
