@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rmt_jax.data import TooManyUnreadableError
 from rmt_jax.training.command_line import load_config
 from rmt_jax.training.config import parse
+from rmt_jax.training.distributed import Processes, start_processes
 from rmt_jax.training.evaluation import Evaluation
 from rmt_jax.training.loop import Training
 from rmt_jax.training.steplog import NonFiniteLossError
@@ -14,7 +15,14 @@ from rmt_jax.training.steplog import NonFiniteLossError
 MODES: dict[str, type[Training] | type[Evaluation]] = {"train": Training, "eval": Evaluation}
 
 
-def run(config: str, words: Sequence[str] = (), *, workdir: str | None = None, mode: str = "train") -> int:
+def run(
+    config: str,
+    words: Sequence[str] = (),
+    *,
+    workdir: str | None = None,
+    mode: str = "train",
+    processes: Processes | None = None,
+) -> int:
     """Run a config file; returns the exit code.
 
     0 done, 1 stopped by a loss that is not finite or by too many unreadable pictures, 2 something to mend in what was
@@ -25,9 +33,11 @@ def run(config: str, words: Sequence[str] = (), *, workdir: str | None = None, m
         words: --config.KEY=VALUE, each.
         workdir: folder of the run, workdir/NAME_OF_THE_CONFIG where None; one with an interrupted run is gone on with.
         mode: "train", or "eval" for the latest checkpoint there.
+        processes: this one's place among those of the run, where that is not found in the environment.
     """
     folder = pathlib.Path(workdir) if workdir else pathlib.Path("workdir") / pathlib.Path(config.partition(":")[0]).stem
     try:
+        start_processes(processes or Processes())
         job = MODES[mode](parse(load_config(config, words)), folder)
     # Only of what was given: what goes wrong later keeps its traceback.
     except (ValueError, FileNotFoundError, ImportError) as error:
