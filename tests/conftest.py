@@ -21,6 +21,10 @@ QUICK_COMPILATION = "--xla_backend_optimization_level=0"
 devices = "--xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_COMPILATION} {devices}".strip()
 
+# Where libtpu is installed and no TPU is, looking for one takes time and prints errors. For processes too.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+
 jax.config.update("jax_default_matmul_precision", "highest")
 
 LONGEST = (
