@@ -84,6 +84,8 @@ class Config:
         eval_batch_size: over all devices; None is `batch_size`.
         eval_every_epochs: evaluate, save a checkpoint and redraw the curves so often, and at the end.
         log_every_steps: training metrics are averaged over so many steps and written.
+        max_skipped_steps: a step whose loss or gradients are not finite changes nothing; more of them than this in a
+            row stop the run.
         init_from: what a new run takes its weights from, or None: a workdir (its latest moving average), or what
             `rmt_jax.load_pretrained` takes. Of another task only the backbone is taken, and a head that does not fit
             stays fresh.
@@ -102,6 +104,7 @@ class Config:
     eval_batch_size: int | None = None
     eval_every_epochs: int = 1
     log_every_steps: int = 50
+    max_skipped_steps: int = 10
     init_from: str | None = None
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=lambda: DataConfig(name="imagenet2012"))
@@ -123,6 +126,8 @@ class Config:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.max_skipped_steps < 0:
+            raise ValueError(f"max_skipped_steps must be 0 or more, got {self.max_skipped_steps}.")
         if self.batch_size % self.grad_accum_steps:
             raise ValueError(
                 f"batch_size={self.batch_size} cannot be cut into grad_accum_steps={self.grad_accum_steps} equal parts."

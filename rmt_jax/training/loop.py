@@ -18,7 +18,7 @@ from rmt_jax.training.metrics import MetricsWriter, read_metrics, replace_file
 from rmt_jax.training.report import Progress, log, print_results, print_summary
 from rmt_jax.training.results import evaluation_line, metric_values, run_results, write_evaluation
 from rmt_jax.training.setup import initial_state, prepare
-from rmt_jax.training.steplog import StepLog
+from rmt_jax.training.steplog import StepLog, skipped_steps
 from rmt_jax.training.workdir import open_workdir
 
 
@@ -60,7 +60,7 @@ class Training:
         """Train to the end; returns the exit code: 0, or 130 or 143 when a signal came and the run was saved.
 
         Raises:
-            NonFiniteLossError: the loss became NaN or infinite. Nothing is saved from that step on.
+            NonFiniteLossError: too many steps in a row whose loss or gradients are not finite.
         """
         started = time.monotonic()
         rows = self.setup.summary() | {"start": self._start()}
@@ -82,6 +82,8 @@ class Training:
         self._report_unreadable()
         seconds = time.monotonic() - started
         print_results(run_results(self.workdir), seconds=seconds, workdir=self.workdir)
+        if skipped := skipped_steps(self.workdir, self.setup.total_steps).total:
+            log(f"Skipped {skipped:,} of the {self.setup.total_steps:,} steps: loss or gradients were not finite.")
         return 0
 
     def _fit(self, writer: MetricsWriter, stop: StopRequest) -> bool:
@@ -92,34 +94,40 @@ class Training:
         )
         batches = setup.train_loader.batches(self.start_step, total)
         with contextlib.closing(batches), progress:
-            steps = StepLog(setup, writer, progress)
+            skipped = skipped_steps(self.workdir, self.start_step)
+            steps = StepLog(setup, writer, progress, self.workdir, skipped)
             for step in range(self.start_step + 1, total + 1):
                 with progress.waiting_for_data():
-                    batch = put_batch(next(batches), setup.batch_sharding)
+                    local = next(batches)
+                    batch = put_batch(local, setup.batch_sharding)
                 self.state, metrics = setup.train_step(self.state, batch)
-                steps.add(step, metrics)
+                steps.add(step, metrics, local)
 
                 if step % (config.eval_every_epochs * setup.steps_per_epoch) == 0 or step == total:
                     steps.flush()
                     with progress.paused("evaluating"):
-                        self._evaluate_and_save(step, writer)
+                        # What skips step after step is no checkpoint to go back to: the good ones are kept.
+                        save = step == total or bool(stop) or not steps.skipped.in_a_row
+                        self._evaluate_and_save(step, writer, save=save)
                 elif stop or (config.checkpoint.every_steps and step % config.checkpoint.every_steps == 0):
                     steps.flush()
-                    self.checkpoints.save(step, self.state, None)
+                    if stop or not steps.skipped.in_a_row:
+                        self.checkpoints.save(step, self.state, None)
                 if stop and step < total:
                     return False
             with progress.paused("drawing predictions"):
                 plot_pictures(setup, self.state["ema"], self.workdir / "predictions.png")
         return True
 
-    def _evaluate_and_save(self, step: int, writer: MetricsWriter) -> None:
+    def _evaluate_and_save(self, step: int, writer: MetricsWriter, *, save: bool) -> None:
         epoch = step / self.setup.steps_per_epoch
         metrics = evaluate_state(self.setup, self.state)
         values = metric_values(metrics)
         log(evaluation_line(epoch, values))
         # The metrics first: a resume drops those after its checkpoint, and must not miss those at it.
         writer.write(step, values, epoch=epoch)
-        self.checkpoints.save(step, self.state, values)
+        if save:
+            self.checkpoints.save(step, self.state, values)
         if self.is_main:
             plot_curves(read_metrics(self.workdir / "metrics.jsonl"), self.workdir / "curves.png")
         if self.is_main and step == self.setup.total_steps:

@@ -57,6 +57,9 @@ def make_train_step(
     `grad_accum_steps` parts, BatchNorm sees one part after the other, and the gradients are averaged. `frozen` goes to
     `Task.prepare`. Parameters that `frozen_rules` select get no gradient. `gather` makes the parameters outside of the
     blocks whole, where the state is split over devices.
+
+    Where the loss or the norm of the gradients is not finite, nothing but the counts of steps moves: the next step has
+    the data and the learning rate it would have had anyway. The metric "skipped" is then 1, and 0 otherwise.
     """
 
     def loss_fn(params: Tree, batch_stats: Tree, batch: Batch, key: Array) -> tuple[Array, Any]:
@@ -95,14 +98,17 @@ def make_train_step(
             grads, batch_stats, metrics = accumulate(state["params"], state["batch_stats"], batch, key)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
-        state = {
+        moved = {
             "step": state["step"] + 1,
             "params": params,
             "batch_stats": batch_stats,
             "opt_state": opt_state,
             "ema": update_ema(state["ema"], {"params": params, "batch_stats": batch_stats}, ema_decay),
         }
-        return state, metrics | {"grad_norm": optax.tree.norm(grads)}
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        skipped = jnp.where(finite, 0.0, 1.0)
+        return _keep_unless(finite, moved, state), metrics | {"grad_norm": norm, "skipped": skipped}
 
     return train_step
 
@@ -117,6 +123,16 @@ def make_predict_step(
         return task.predict(nnx.merge(graph, params, weights["batch_stats"]), batch)
 
     return predict_step
+
+
+def _keep_unless(finite: Array, moved: State, state: State) -> State:
+    """`moved` where `finite`, else `state` but for the step and the optimiser's count of it for the learning rate."""
+
+    def choose(new: Any, old: Any) -> Any:
+        return new if isinstance(new, optax.ScaleByScheduleState) else jnp.where(finite, new, old)
+
+    kept = jax.tree.map(choose, moved, state, is_leaf=lambda node: isinstance(node, optax.ScaleByScheduleState))
+    return kept | {"step": moved["step"]}
 
 
 def _deal(x: Array, parts: int, together: int) -> Array:

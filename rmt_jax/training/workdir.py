@@ -19,6 +19,7 @@ FREE_KEYS = (
     "model.remat",
     "model.scan",
     "log_every_steps",
+    "max_skipped_steps",
     "checkpoint.every_steps",
     "checkpoint.keep_last",
 )

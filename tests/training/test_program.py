@@ -13,6 +13,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from rmt_jax.data import TrainLoader, open_source
+from rmt_jax.training.config import parse
 from rmt_jax.training.metrics import read_metrics
 from tests.training.conftest import REPOSITORY, tiny_words
 
@@ -177,19 +179,42 @@ def test_weights_of_another_run_and_a_head_that_does_not_fit(
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_good_checkpoint(
+def test_losses_that_are_not_finite_are_skipped_and_then_stop_the_run(
     tmp_path: pathlib.Path, words: list[str], environment: dict[str, str]
 ) -> None:
-    # Epochs 0 and 1 run at the warm-up's learning rate, the third one at 1e30.
+    # Epochs 0 and 1 run at the warm-up's learning rate, the third one at 1e30: step 11 throws the weights away.
     words = [
         *words,
         "--config.epochs=6",
         "--config.schedule.warmup_epochs=1",
         "--config.optimizer.learning_rate=1e30",
+        "--config.max_skipped_steps=6",
+        "--config.checkpoint.every_steps=3",
     ]
-    code, _, err = finish(start(tmp_path, words, environment))
+    code, out, err = finish(start(tmp_path, words, environment))
     assert code == 1
-    assert "The loss of step 12 is" in err
+    assert "step 12: loss nan, gradient norm nan: skipped (1 so far, 1 in a row)" in out
+    assert "step 17: loss nan, gradient norm nan: skipped (6 so far, 6 in a row)" in out
+    assert "The loss of step 18 is nan, its gradient norm nan: not finite, and nor were those of the 6 steps" in err
+    assert "weights up to step 11" in err
     assert "optimizer.clip_norm" in err
-    assert steps(tmp_path) == [5, 10]
+    assert steps(tmp_path)[-1] == 10  # none at 12, at 15, at 18
     assert all(np.isfinite(array).all() for array in arrays(tmp_path, 10, "model"))
+
+    rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "train/skipped" in row]
+    assert sum(row["train/skipped"] for row in rows) == 7
+    assert rows[-1]["step"] == 18
+    finite = [row for row in rows if "train/loss" in row]
+    assert all(np.isfinite(row["train/loss"]) for row in finite)
+    assert finite[-1]["step"] == 12  # the window of steps 11 and 12, of which the first is finite
+
+    [file] = (tmp_path / "nonfinite").iterdir()
+    assert file.name == "step_18.npz"
+    assert str(file) in err
+    saved = dict(np.load(file))
+    config = parse(json.loads((tmp_path / "config.json").read_text()))
+    loader = TrainLoader(open_source(config.data, config.data.train_split), config.data, batch_size=256, seed=0)
+    expected = next(loader.batches(17, 18))
+    assert saved.keys() == expected.keys()
+    jax.tree.map(np.testing.assert_array_equal, saved, dict(expected))
+    assert saved["image"].dtype == np.uint8

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -21,7 +22,7 @@ from tests.training.conftest import TINY
 
 # Adam moves a parameter by the learning rate whatever the size of its gradient, so parameters whose gradient is
 # rounding noise would be compared at the size of the step. Epsilon 1 makes the step proportional to the gradient.
-OPTIMIZER = make_optimizer(OptimizerConfig(epsilon=1.0), 0.1)
+OPTIMIZER = make_optimizer(OptimizerConfig(epsilon=1.0), lambda count: jnp.where(count < 100, 0.1, 0.0))
 
 
 def task(drop_path: float = 0.0, **recipe: Any) -> Classification:
@@ -177,3 +178,44 @@ def test_moving_average_follows_parameters_and_statistics() -> None:
     for part in ("params", "batch_stats"):
         expected = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, jax.device_get(start[part]), state[part])
         assert_close(state["ema"][part], expected, rtol=1e-6)
+
+
+def schedule_count(state: State) -> int:
+    [count] = [part.count for part in state["opt_state"] if isinstance(part, optax.ScaleByScheduleState)]
+    return int(count)
+
+
+def test_a_step_that_is_not_finite_moves_the_counts_of_steps_alone() -> None:
+    """An infinite weight makes the loss NaN; the step after it has the learning rate that it would have had anyway."""
+    step, _ = compiled_step(task(), None, 1)
+    start = jax.device_get(step(fresh_state(task()), batch(8), {})[0])
+    start["params"]["head"]["bias"] = np.full_like(start["params"]["head"]["bias"], np.inf)
+    state, metrics = step(start, batch(8, seed=1), {})
+    assert not np.isfinite(metrics["loss"])
+    assert metrics["skipped"] == 1.0
+    assert (int(state["step"]), schedule_count(state)) == (2, 2)
+    assert int(state["opt_state"][0].count) == 1  # Adam's correction of its bias goes by its own moves
+    for part in ("params", "batch_stats", "ema"):
+        jax.tree.map(np.testing.assert_array_equal, state[part], start[part])
+    for moment in ("mu", "nu"):
+        ours, before = (getattr(tree["opt_state"][0], moment) for tree in (state, start))
+        jax.tree.map(np.testing.assert_array_equal, ours, before)
+
+
+def test_a_finite_step_is_not_skipped() -> None:
+    step, _ = compiled_step(task(), None, 1)
+    state, metrics = step(fresh_state(task()), batch(8), {})
+    assert metrics["skipped"] == 0.0
+    assert (int(state["step"]), schedule_count(state), int(state["opt_state"][0].count)) == (1, 1, 1)
+
+
+@pytest.mark.slow
+def test_one_part_that_is_not_finite_skips_the_whole_step() -> None:
+    step, _ = compiled_step(task(), None, 2)
+    images = batch(16)["image"].astype(jnp.float32)
+    for row in (0, 1):  # one in each part
+        state, metrics = step(fresh_state(task()), batch(16) | {"image": images.at[row, 0, 0, 0].set(jnp.inf)}, {})
+        assert metrics["skipped"] == 1.0
+        jax.tree.map(np.testing.assert_array_equal, state["params"], fresh_state(task())["params"])
+        jax.tree.map(np.testing.assert_array_equal, state["batch_stats"], fresh_state(task())["batch_stats"])
+    assert step(fresh_state(task()), batch(16) | {"image": images}, {})[1]["skipped"] == 0.0
