@@ -1,0 +1,170 @@
+"""The launch scripts, as far as they run without the machines they are for."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from tests.training.conftest import REPOSITORY, environment, tiny_words
+
+LAUNCH = REPOSITORY / "launch"
+RESTART = LAUNCH / "restart.sh"
+
+__all__ = ["environment"]  # the fixture
+
+# Ends with the exit codes in ./codes, one a start, and leaves a checkpoint where the code has a + behind it.
+COMMAND = """
+code=$(head -n 1 codes); sed -i 1d codes; echo start >> starts
+case $code in *+) mkdir -p "checkpoints/$(wc -l < starts)" ;; esac
+exit "${code%+}"
+"""
+
+
+def call(command: list[str], folder: pathlib.Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=folder, env=os.environ | variables, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def executable(path: pathlib.Path, body: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/usr/bin/env bash\n{body}")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize("script", sorted(LAUNCH.glob("*.sh")), ids=lambda path: path.name)
+def test_scripts_are_bash_and_say_what_was_run(script: pathlib.Path) -> None:
+    checked = call(["bash", "-n", str(script)], REPOSITORY)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert script.name in (REPOSITORY / "docs/launch.md").read_text()
+    assert "Not run by us" in script.read_text() or script == RESTART
+
+
+def test_jobset_starts_all_hosts_again_but_for_errors_of_the_run() -> None:
+    job = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())
+    slices = job["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert slices["parallelism"] == slices["completions"]
+    [rule] = slices["podFailurePolicy"]["rules"]
+    assert (rule["action"], rule["onExitCodes"]["values"]) == ("FailJob", [1, 2])
+    assert job["spec"]["failurePolicy"]["rules"][0]["action"] == "FailJobSet"
+    pod = slices["template"]["spec"]
+    assert rule["onExitCodes"]["containerName"] == pod["containers"][0]["name"]
+
+
+@pytest.mark.parametrize(
+    ("codes", "last", "starts"),
+    [
+        pytest.param("143+ 143+ 0", 0, 3, id="preempted twice"),
+        pytest.param("1", 1, 1, id="error"),
+        pytest.param("143+ 2", 2, 2, id="bad input"),
+        pytest.param("130", 130, 1, id="ctrl-c"),
+        pytest.param("143 143+ 143 0", 0, 4, id="progress starts the count anew"),
+        pytest.param("143+ 143 143 0", 143, 3, id="no progress"),
+    ],
+)
+def test_restarts_while_preempted(tmp_path: pathlib.Path, codes: str, last: int, starts: int) -> None:
+    (tmp_path / "codes").write_text("\n".join(codes.split()) + "\n")
+    done = call([str(RESTART), "-n2", "-d0", ".", "bash", "-c", COMMAND], tmp_path)
+    assert done.returncode == last, done.stderr
+    assert len((tmp_path / "starts").read_text().splitlines()) == starts
+    assert ("without a new checkpoint" in done.stderr) == (last == 143)
+
+
+def test_a_signal_to_the_wrapper_goes_on_and_ends_it(tmp_path: pathlib.Path) -> None:
+    body = "trap 'touch got; exit 143' TERM; touch ready; while :; do sleep 0.05; done"
+    process = subprocess.Popen([str(RESTART), ".", "bash", "-c", body], cwd=tmp_path)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 143
+    assert (tmp_path / "got").exists()
+
+
+def test_restart_says_how_it_is_used(tmp_path: pathlib.Path) -> None:
+    done = call([str(RESTART), "only-a-workdir"], tmp_path)
+    assert done.returncode == 2
+    assert "launch/restart.sh [-n TRIES]" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts", "requeued"), [(0, 0, False), (1, 0, False), (143, 0, True), (143, 100, False)]
+)
+def test_slurm_requeues_what_was_preempted(tmp_path: pathlib.Path, code: int, restarts: int, requeued: bool) -> None:
+    executable(tmp_path / "bin/srun", f'echo "$@" > srun.log\nexit {code}\n')
+    executable(tmp_path / "bin/scontrol", 'echo "$@" > scontrol.log\n')
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    script = str(LAUNCH / "slurm_gpu.sh")
+    variables = {"PATH": path, "SLURM_JOB_ID": "42", "SLURM_RESTART_COUNT": str(restarts)}
+    done = call(["bash", script, "--config", "c.py"], tmp_path, **variables)
+    assert done.returncode == code
+    assert (tmp_path / "srun.log").read_text().endswith("main.py --config c.py\n")
+    assert (tmp_path / "scontrol.log").exists() == requeued
+    if requeued:
+        assert (tmp_path / "scontrol.log").read_text() == "requeue 42\n"
+
+
+# One queued resource, in ./state; the hosts' exit code comes from ./codes, where "gone" preempts the slice.
+GCLOUD = """
+echo "$*" >> calls
+case "$*" in
+  *"queued-resources create"*) echo ACTIVE > state ;;
+  *"queued-resources delete"*) rm state ;;
+  *"queued-resources describe"*) cat state ;;
+  *"cat ~/rmt.code"*)
+    code=$(head -n 1 codes); sed -i 1d codes
+    if [ "$code" = gone ]; then echo SUSPENDED > state; else echo "$code"; fi ;;
+  *checkpoints*) grep -c create calls ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("script", ["tpu_vm.sh", "tpu_pod.sh", "tpu_multislice.sh"])
+def test_tpus_are_requested_again_after_a_preemption(tmp_path: pathlib.Path, script: str) -> None:
+    executable(tmp_path / "bin/gcloud", GCLOUD)
+    (tmp_path / "codes").write_text("\ngone\n143\n0\n")  # running, gone, a notice, done
+    given = {"NAME": "rmt", "ZONE": "z", "ACCELERATOR": "v5litepod-16", "SOURCE": "s", "WORKDIR": "/w", "POLL": "0"}
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    done = call([str(LAUNCH / script), "--config", "c.py"], tmp_path, PATH=path, **given)
+    assert done.returncode == 0, done.stderr
+    calls = (tmp_path / "calls").read_text()
+    created = [line for line in calls.splitlines() if "queued-resources create" in line]
+    assert len(created) == 2
+    assert all("--spot" in line for line in created)
+    assert ("--node-count=2 --node-prefix=rmt" in created[0]) == (script == "tpu_multislice.sh")
+    assert calls.count("queued-resources delete rmt") == 1
+    slices = 2 if script == "tpu_multislice.sh" else 1
+    assert calls.count("main.py --config c.py --workdir /w") == 3 * slices
+    assert "Ended with exit code 0. The TPUs still cost" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_real_run_that_is_preempted_goes_on(
+    tmp_path: pathlib.Path, digits_dir: str, environment: dict[str, str]
+) -> None:
+    workdir = tmp_path / "run"
+    words = [*tiny_words(digits_dir), "--config.epochs=12", "--config.eval_every_epochs=12"]
+    train = [sys.executable, "main.py", "--workdir", str(workdir), *words]
+    wrapper = subprocess.Popen(
+        [str(RESTART), "-d0", str(workdir), *train],
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    metrics, deadline = workdir / "metrics.jsonl", time.monotonic() + 300
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 3) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    [child] = pathlib.Path(f"/proc/{wrapper.pid}/task/{wrapper.pid}/children").read_text().split()
+    os.kill(int(child), signal.SIGTERM)
+    out, _ = wrapper.communicate(timeout=600)
+    assert wrapper.returncode == 0, out
+    assert out.count("Training in") == 2
+    assert "restart.sh: preempted at step" in out
+    assert "resumes at step" in out
