@@ -59,6 +59,8 @@ _CHANNEL = re.compile(r"channel_id=(\d+)")
 _GROUPS = re.compile(r"replica_groups=(mesh.*?\{.*?\}|\[[\d,]+\]<=|\{\{[\d,]+\}|\{\})")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.-]+)")
 _TRIPS = re.compile(r"known_trip_count\D+(\d+)")
+_CONDITION = re.compile(r"condition=%?([\w.-]+)")
+_LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 _ARRAY = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 
 
@@ -126,15 +128,25 @@ def _runs(bodies: dict[str, list[str]]) -> dict[str, int]:
     callers: dict[str, list[tuple[str, int]]] = {name: [] for name in bodies}
     for name, lines in bodies.items():
         for line in lines:
-            trips = _TRIPS.search(line) if " while(" in line else None
+            trips = _trip_count(line, bodies) if " while(" in line else 1
             for called in set(_CALLED.findall(line)) & bodies.keys():
-                callers[called].append((name, int(trips[1]) if trips else 1))
+                callers[called].append((name, trips))
 
     @functools.cache
     def count(name: str) -> int:
         return 1 if name == "ENTRY" else sum(times * count(caller) for caller, times in callers[name])
 
     return {name: count(name) for name in bodies}
+
+
+def _trip_count(line: str, bodies: dict[str, list[str]]) -> int:
+    """As the loop's line says, or as its condition does, which for a scan compares a counter with a constant."""
+    if known := _TRIPS.search(line):
+        return int(known[1])
+    condition = _CONDITION.search(line)
+    lines = bodies.get(condition[1], []) if condition else []
+    limits = [int(match[1]) for match in map(_LIMIT.search, lines) if match]
+    return limits[0] if len(limits) == 1 and any("direction=LT" in text for text in lines) else 1
 
 
 def _result_bytes(result: str, *, of_start: bool) -> int:

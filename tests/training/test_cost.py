@@ -96,7 +96,17 @@ HloModule jit_step
 {4,5,6,7}}, to_apply=%add
 }
 
+%body (state: (s32[], bf16[64])) -> (s32[], bf16[64]) {
+  %all-to-all.1 = bf16[64]{0} all-to-all(%state), channel_id=9, replica_groups=[1,8]<=[8]
+}
+
+%condition (state: (s32[], bf16[64])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(18)
+  ROOT %lt = pred[]{:T(512)} compare(%counter, %limit), direction=LT
+}
+
 ENTRY %main (p: bf16[512,32]) -> bf16[512,32] {
+  %looped = (s32[], bf16[64]) while(%p), condition=%condition, body=%body
   %start = bf16[512,512] fusion(%p), kind=kCustom, calls=%async_collective_fusion.1
   %done = bf16[512,512] fusion(%p, %start), kind=kCustom, calls=%async_collective_fusion.2
   %scattered = bf16[512,32] fusion(%done), kind=kCustom, calls=%all-reduce-scatter.2
@@ -112,6 +122,7 @@ def test_the_forms_of_tpu_programs() -> None:
     assert collective_traffic(TPU_TEXT, 8) == {
         "all-gather": Traffic(1, matrix * 15 // 16),
         "all-reduce": Traffic(1, 2 * (512 * 32 * 4) * 3 // 4),
+        "all-to-all": Traffic(18, 18 * 128 * 7 // 8),
         "collective-permute": Traffic(1, 64 * 8 * 2),
         "reduce-scatter": Traffic(1, matrix * 3 // 4),
     }
