@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from rmt_jax.cli import benchmark, compile, convert, data, labels, models, plot
+from rmt_jax.cli import benchmark, compile, convert, data, doctor, labels, models, plot
 from rmt_jax.version import __version__
 
 
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="rmt", description="RMT in JAX. To train, see: python main.py --help")
     parser.add_argument("--version", action="version", version=f"rmt_jax {__version__}")
     commands = parser.add_subparsers(title="commands", required=True)
-    for command in (models, convert, data, labels, compile, benchmark, plot):
+    for command in (models, convert, data, labels, compile, benchmark, plot, doctor):
         command.add_parser(commands)
     options, rest = parser.parse_known_args(arguments)
     if rest and "config_words" not in options:

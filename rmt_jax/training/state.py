@@ -107,7 +107,7 @@ def make_train_step(
         }
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-        skipped = jnp.where(finite, 0.0, 1.0)
+        skipped = (~finite).astype(jnp.float32)
         return _keep_unless(finite, moved, state), metrics | {"grad_norm": norm, "skipped": skipped}
 
     return train_step
