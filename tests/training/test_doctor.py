@@ -3,6 +3,7 @@
 import json
 import pathlib
 from collections.abc import Iterable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +34,9 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def recipe(folder: pathlib.Path, **token_labels: str) -> Config:
-    data = {"name": "folder", "dir": str(folder), "eval_split": "val", "image_size": 32, "token_labels": token_labels}
+    data: dict[str, Any] = {"name": "folder", "dir": str(folder), "eval_split": "val", "image_size": 32, "repeats": 1}
+    if token_labels:
+        data |= {"image_size": 224, "token_labels": token_labels, "augment": {"crop_scale": (0.5, 1.0)}}
     return parse({"batch_size": 2, "data": data, "mix": {"group": 2}})
 
 
