@@ -1,7 +1,14 @@
 """Weights in and out: PyTorch checkpoints of upstream's, safetensors, model directories, workdirs, the hub."""
 
 from rmt_jax.convert.destinations import write_weights
-from rmt_jax.convert.directories import CLASSES_FILE, checkpoint_folder, has_checkpoint, workdir_classes
+from rmt_jax.convert.directories import (
+    CLASSES_FILE,
+    checkpoint_folder,
+    checkpoint_steps,
+    has_checkpoint,
+    workdir_classes,
+)
+from rmt_jax.convert.integrity import find_damage, write_manifest
 from rmt_jax.convert.names import from_torch, relpos_constants, to_torch, torch_key
 from rmt_jax.convert.preprocessing import Preprocessing
 from rmt_jax.convert.pretrained import load_pretrained
@@ -14,7 +21,9 @@ __all__ = [
     "Preprocessing",
     "Weights",
     "checkpoint_folder",
+    "checkpoint_steps",
     "class_differences",
+    "find_damage",
     "from_torch",
     "has_checkpoint",
     "load_into",
@@ -25,5 +34,6 @@ __all__ = [
     "to_torch",
     "torch_key",
     "workdir_classes",
+    "write_manifest",
     "write_weights",
 ]

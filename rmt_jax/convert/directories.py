@@ -10,8 +10,8 @@ import pathlib
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import tensorstore
 
+from rmt_jax.convert.integrity import find_damage, read_through
 from rmt_jax.convert.preprocessing import Preprocessing
 from rmt_jax.convert.weights import (
     Weights,
@@ -73,10 +73,15 @@ def checkpoint_folder(workdir: pathlib.Path) -> pathlib.Path:
     return workdir.resolve() / "checkpoints"
 
 
+def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
+    """Steps of the complete checkpoints of a workdir, in no order; creates nothing."""
+    folder = checkpoint_folder(workdir)
+    return ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+
+
 def has_checkpoint(workdir: pathlib.Path) -> bool:
     """Whether a workdir holds a complete checkpoint; creates nothing."""
-    folder = checkpoint_folder(workdir)
-    return folder.is_dir() and bool(ocp.utils.checkpoint_steps(folder))
+    return bool(checkpoint_steps(workdir))
 
 
 def item_folder(workdir: pathlib.Path, step: int, *, raw: bool) -> pathlib.Path:
@@ -88,12 +93,17 @@ def read_workdir(workdir: pathlib.Path, *, raw: bool = False) -> Weights:
     """The latest weights of a training run: their moving average, or the raw ones.
 
     Raises:
-        ValueError: it holds no checkpoint, or a damaged config.json or classes.json.
+        ValueError: it holds no checkpoint, the latest one is damaged, or config.json or classes.json is.
     """
     if not has_checkpoint(workdir):
         raise ValueError("This workdir holds no checkpoint yet.")
-    step = max(ocp.utils.checkpoint_steps(checkpoint_folder(workdir)))
+    step = max(checkpoint_steps(workdir))
     folder = item_folder(workdir, step, raw=raw)
+    if problem := find_damage(folder.parent, [folder.name]):
+        raise ValueError(
+            f"Checkpoint {step} is damaged ({problem}). Going on with the training falls back to the one before; move "
+            f"{folder.parent} away to read that one now."
+        )
     arrays = _restore(folder)
     name, config, preprocessing, steps_per_update = _configuration(
         workdir / "config.json", arrays["head/bias"].shape[0]
@@ -142,7 +152,7 @@ def _configuration(path: pathlib.Path, num_classes: int) -> tuple[str, RMTConfig
 def _restore(folder: pathlib.Path) -> dict[str, np.ndarray]:
     """{path: array} of an Orbax checkpoint of {"params", "batch_stats"}, whatever devices it was saved from."""
     try:
-        _read_through(folder)
+        read_through(folder)
         handler = ocp.PyTreeCheckpointHandler()
         # From the handler: the checkpointer would warn that an item of a training checkpoint has no file about itself.
         metadata = handler.metadata(folder.resolve())
@@ -155,17 +165,3 @@ def _restore(folder: pathlib.Path) -> dict[str, np.ndarray]:
         raise ValueError(
             f"{folder.name} is no Orbax checkpoint, or a damaged one: {str(error).splitlines()[0]}"
         ) from error
-
-
-def _read_through(folder: pathlib.Path) -> None:
-    """Read every entry of a checkpoint once, one after the other.
-
-    Orbax reads them all at the same time. When one cannot be read it closes its event loop under the others, which
-    then print a traceback each.
-    """
-    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"{folder.resolve().as_uri()}/"}).result()
-    keys = store.list().result()
-    if not keys:  # how a database without its manifest reads
-        raise ValueError("Its manifest is missing.")
-    for key in keys:
-        store.read(key).result()

@@ -54,15 +54,19 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """When to save and what to keep. A checkpoint is saved after every evaluation.
+    """When to save and what to keep. A checkpoint is saved at every evaluation.
 
     Attributes:
-        every_steps: also save every so many steps; None only after evaluations.
+        every_steps: also save every so many steps; None only at evaluations.
         keep_last: number of latest checkpoints kept; the best one is kept besides.
     """
 
     every_steps: int | None = None
     keep_last: int = 2
+
+    def __post_init__(self) -> None:
+        if self.keep_last < 1:
+            raise ValueError(f"checkpoint.keep_last must be at least 1, got {self.keep_last}.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,17 +4,21 @@ import contextlib
 import json
 import pathlib
 import time
+from typing import Any
 
 import jax
 
 from rmt_jax.convert import CLASSES_FILE, class_differences, has_checkpoint, name_some, workdir_classes
-from rmt_jax.training.checkpoint import Checkpoints
+from rmt_jax.training.checkpoint import BEST_METRIC, Checkpoints
 from rmt_jax.training.config import Config
+from rmt_jax.training.disk import check_space, checkpoint_size
 from rmt_jax.training.environment import write_environment
 from rmt_jax.training.evaluation import evaluate_state, plot_pictures, put_batch
 from rmt_jax.training.figures import plot_curves
 from rmt_jax.training.interrupt import StopRequest
+from rmt_jax.training.lock import WorkdirLock
 from rmt_jax.training.metrics import MetricsWriter, read_metrics, replace_file
+from rmt_jax.training.recovery import recover
 from rmt_jax.training.report import Progress, log, print_results, print_summary
 from rmt_jax.training.results import evaluation_line, metric_values, run_results, write_evaluation
 from rmt_jax.training.setup import initial_state, prepare
@@ -26,8 +30,8 @@ class Training:
     """A run in a workdir, new or gone on with: checked, and its state at hand, when it is made.
 
     Raises:
-        ValueError, FileNotFoundError: what cannot run (see `prepare`, `open_workdir` and `initial_state`), or a
-            checkpoint that lies beyond the end.
+        ValueError, FileNotFoundError: what cannot run (see `prepare`, `open_workdir` and `initial_state`), a workdir
+            in use by another run, checkpoints of which none is whole, or one that lies beyond the end.
     """
 
     def __init__(self, config: Config, workdir: pathlib.Path):
@@ -42,12 +46,26 @@ class Training:
             self._check_classes()
         else:  # before anything is written: init_from may be refused
             self.state = initial_state(self.setup)
+        with contextlib.ExitStack() as opened:
+            if self.is_main:
+                check_space(workdir, config.checkpoint, checkpoint_size(self.setup.program.abstract_state))
+                opened.enter_context(WorkdirLock(workdir))
+            self._open(opened)
+            self.opened = opened.pop_all()  # closed by `run`
+
+    def _open(self, opened: contextlib.ExitStack) -> None:
+        """Find the checkpoint to go on from, and restore it."""
+        config, workdir = self.config, self.workdir
+        self.start_step = recover(workdir)
+        rows = self._metrics_so_far()
         open_workdir(workdir, config, write=self.is_main)
         if self.is_main:
             names = self.setup.train_loader.source.class_names
             replace_file(workdir / CLASSES_FILE, (json.dumps(names, indent=2) + "\n").encode())
-        self.checkpoints = Checkpoints(workdir, config.checkpoint)
-        self.start_step = self.checkpoints.latest_step or 0
+        scores = {row["step"]: row[BEST_METRIC] for row in rows if BEST_METRIC in row}
+        self.checkpoints = opened.enter_context(contextlib.closing(Checkpoints(workdir, config.checkpoint, scores)))
+        # A checkpoint is saved before its evaluation: a kill between the two leaves the evaluation to be done.
+        self.evaluates_first = self._evaluates_at(self.start_step) and self.start_step not in scores
         if self.start_step > self.setup.total_steps:
             raise ValueError(
                 f"The checkpoint in {workdir} is at step {self.start_step}, beyond the {self.setup.total_steps} steps "
@@ -55,6 +73,8 @@ class Training:
             )
         if self.start_step:
             self.state = self.checkpoints.restore(self.start_step, self.setup.program.abstract_state)
+        if self.is_main:
+            write_environment(workdir)
 
     def run(self) -> int:
         """Train to the end; returns the exit code: 0, or 130 or 143 when a signal came and the run was saved.
@@ -65,10 +85,8 @@ class Training:
         started = time.monotonic()
         rows = self.setup.summary() | {"start": self._start()}
         print_summary(f"Training in {self.workdir}", rows)
-        if self.is_main:
-            write_environment(self.workdir)
-        with contextlib.closing(self.checkpoints):
-            if self.start_step == self.setup.total_steps:
+        with self.opened:
+            if self.start_step == self.setup.total_steps and not self.evaluates_first:
                 log("This run is complete already: nothing to train.")
             else:
                 with (
@@ -96,6 +114,9 @@ class Training:
         with contextlib.closing(batches), progress:
             skipped = skipped_steps(self.workdir, self.start_step)
             steps = StepLog(setup, writer, progress, self.workdir, skipped)
+            if self.evaluates_first:
+                with progress.paused("evaluating"):
+                    self._evaluate_and_save(self.start_step, writer, save=False)
             for step in range(self.start_step + 1, total + 1):
                 with progress.waiting_for_data():
                     local = next(batches)
@@ -103,7 +124,7 @@ class Training:
                 self.state, metrics = setup.train_step(self.state, batch)
                 steps.add(step, metrics, local)
 
-                if step % (config.eval_every_epochs * setup.steps_per_epoch) == 0 or step == total:
+                if self._evaluates_at(step):
                     steps.flush()
                     with progress.paused("evaluating"):
                         # What skips step after step is no checkpoint to go back to: the good ones are kept.
@@ -112,7 +133,7 @@ class Training:
                 elif stop or (config.checkpoint.every_steps and step % config.checkpoint.every_steps == 0):
                     steps.flush()
                     if stop or not steps.skipped.in_a_row:
-                        self.checkpoints.save(step, self.state, None)
+                        self.checkpoints.save(step, self.state)
                 if stop and step < total:
                     return False
             with progress.paused("drawing predictions"):
@@ -120,18 +141,20 @@ class Training:
         return True
 
     def _evaluate_and_save(self, step: int, writer: MetricsWriter, *, save: bool) -> None:
+        # The checkpoint first, written while the evaluation runs: a kill in a long evaluation loses no step.
+        if save:
+            self.checkpoints.save(step, self.state)
         epoch = step / self.setup.steps_per_epoch
         metrics = evaluate_state(self.setup, self.state)
         values = metric_values(metrics)
         log(evaluation_line(epoch, values))
-        # The metrics first: a resume drops those after its checkpoint, and must not miss those at it.
-        writer.write(step, values, epoch=epoch)
-        if save:
-            self.checkpoints.save(step, self.state, values)
-        if self.is_main:
-            plot_curves(read_metrics(self.workdir / "metrics.jsonl"), self.workdir / "curves.png")
         if self.is_main and step == self.setup.total_steps:
             write_evaluation(self.workdir, self.setup, metrics, source=str(self.workdir), step=step, weights="ema")
+        # After what else an evaluation leaves: a resume at this step evaluates again where this row is missing.
+        writer.write(step, values, epoch=epoch)
+        self.checkpoints.add_score(step, values[BEST_METRIC])
+        if self.is_main:
+            plot_curves(read_metrics(self.workdir / "metrics.jsonl"), self.workdir / "curves.png")
 
     def _report_unreadable(self) -> None:
         for loader, fate in ((self.setup.train_loader, "replaced by others"), (self.setup.eval_loader, "left out")):
@@ -146,6 +169,18 @@ class Training:
                 f"The run in {self.workdir} is of a data set with other classes: {name_some(differences)}. "
                 f"Resume it with its own data, or use another --workdir."
             )
+
+    def _evaluates_at(self, step: int) -> bool:
+        period = self.config.eval_every_epochs * self.setup.steps_per_epoch
+        return step > 0 and (step % period == 0 or step == self.setup.total_steps)
+
+    def _metrics_so_far(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl up to the checkpoint; the others are about to be repeated."""
+        path = self.workdir / "metrics.jsonl"
+        rows = read_metrics(path) if path.exists() else []
+        if rows and not self.start_step:
+            log(f"No checkpoint is left of the run in {self.workdir}, which came to step {rows[-1]['step']}.")
+        return [row for row in rows if row["step"] <= self.start_step]
 
     def _start(self) -> str:
         if self.start_step:

@@ -5,8 +5,10 @@ import sys
 from collections.abc import Sequence
 
 from rmt_jax.data import TooManyUnreadableError
+from rmt_jax.training.checkpoint import SaveError
 from rmt_jax.training.command_line import load_config
 from rmt_jax.training.config import parse
+from rmt_jax.training.disk import DISK_ERRORS, describe_stop, reason_of
 from rmt_jax.training.distributed import Processes, start_processes
 from rmt_jax.training.evaluation import Evaluation
 from rmt_jax.training.loop import Training
@@ -25,8 +27,9 @@ def run(
 ) -> int:
     """Run a config file; returns the exit code.
 
-    0 done, 1 stopped by a loss that is not finite or by too many unreadable pictures, 2 something to mend in what was
-    given, 130 or 143 saved after Ctrl-C or SIGTERM. Messages for the user go to standard error.
+    0 done, 1 stopped by a loss that is not finite, by too many unreadable pictures or by a disk that takes no more, 2
+    something to mend in what was given, 130 or 143 saved after Ctrl-C or SIGTERM. Messages for the user go to standard
+    error.
 
     Args:
         config: FILE or FILE:ARGUMENT.
@@ -45,6 +48,11 @@ def run(
         return 2
     try:
         return job.run()
-    except (NonFiniteLossError, TooManyUnreadableError) as error:
+    except (NonFiniteLossError, TooManyUnreadableError, SaveError) as error:
         print(f"stopped: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        print(f"stopped: {describe_stop(folder, f'Cannot write in {folder}', reason_of(error))}", file=sys.stderr)
         return 1

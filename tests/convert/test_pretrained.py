@@ -259,7 +259,7 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     for step in (5, 12):
         parts = [split_model(build(config.model.resolve(10), seed=step + offset))[1:] for offset in (0, 1)]
         raw, ema = ({"params": params, "batch_stats": stats} for params, stats in parts)
-        checkpoints.save(step, raw | {"ema": ema, "opt_state": {}, "step": jnp.array(step)}, None)
+        checkpoints.save(step, raw | {"ema": ema, "opt_state": {}, "step": jnp.array(step)})
     checkpoints.close()
     return workdir
 

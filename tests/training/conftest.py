@@ -38,13 +38,16 @@ def words(digits_dir: str) -> list[str]:
     return tiny_words(digits_dir)
 
 
-@pytest.fixture(scope="session")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def quick_environment(cache: pathlib.Path) -> dict[str, str]:
     """One device, and one compilation for all the processes that run the same program."""
-    cache = str(tmp_path_factory.mktemp("compiled"))
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": QUICK_COMPILATION,
-        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return quick_environment(tmp_path_factory.mktemp("compiled"))

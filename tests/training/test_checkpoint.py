@@ -1,13 +1,14 @@
 """Which checkpoints stay, also after a restart."""
 
+import math
 import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rmt_jax.convert import has_checkpoint
-from rmt_jax.training.checkpoint import BEST_METRIC, Checkpoints
+from rmt_jax.convert import find_damage, has_checkpoint
+from rmt_jax.training.checkpoint import Checkpoints
 from rmt_jax.training.config import CheckpointConfig
 from rmt_jax.training.state import State
 
@@ -23,21 +24,35 @@ def steps(workdir: pathlib.Path) -> list[int]:
 
 def test_the_best_outlives_newer_ones_and_a_restart(tmp_path: pathlib.Path) -> None:
     assert not has_checkpoint(tmp_path)
-    scores = {1: 50.0, 2: 90.0, 3: 60.0, 4: None, 5: 70.0, 6: None, 7: 80.0}
+    scores = {1: 50.0, 2: 90.0, 3: math.nan, 4: None, 5: 70.0, 6: None, 7: 80.0}
+    known: dict[int, float] = {}
     for step, score in scores.items():
-        checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep_last=2))  # every save in a run of its own
-        checkpoints.save(step, state(step), None if score is None else {BEST_METRIC: score})
+        checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep_last=2), known)  # every save in a run of its own
+        checkpoints.save(step, state(step))
         checkpoints.close()
+        if score is not None:
+            known[step] = score
     assert steps(tmp_path) == [2, 6, 7]
     assert has_checkpoint(tmp_path)
 
 
+def test_of_equally_good_ones_the_last_is_kept(tmp_path: pathlib.Path) -> None:
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep_last=1))
+    for step, score in enumerate([50.0, 90.0, 90.0, 60.0, 70.0], start=1):
+        checkpoints.save(step, state(step))  # before it is evaluated, as the loop does
+        checkpoints.add_score(step, score)
+    checkpoints.close()
+    assert steps(tmp_path) == [3, 5]
+
+
 def test_a_saved_step_comes_back_whole(tmp_path: pathlib.Path) -> None:
     checkpoints = Checkpoints(tmp_path, CheckpointConfig())
-    checkpoints.save(7, state(7), None)
+    checkpoints.save(7, state(7))
     checkpoints.close()
     checkpoints = Checkpoints(tmp_path, CheckpointConfig())
     assert checkpoints.latest_step == 7
+    assert (tmp_path / "checkpoints" / "7" / "manifest.json").is_file()
+    assert find_damage(tmp_path / "checkpoints" / "7") is None
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state(0))
     jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(7, abstract), state(7))

@@ -87,7 +87,7 @@ def stopped_run(words: list[str], tmp_path: pathlib.Path, monkeypatch: pytest.Mo
     monkeypatch.undo()
     checkpoints = Checkpoints(workdir, CheckpointConfig())
     part = {"params": jnp.zeros(1)}
-    checkpoints.save(7, part | {"batch_stats": {}, "ema": part, "opt_state": {}, "step": jnp.array(7)}, None)
+    checkpoints.save(7, part | {"batch_stats": {}, "ema": part, "opt_state": {}, "step": jnp.array(7)})
     checkpoints.close()
     return workdir
 
