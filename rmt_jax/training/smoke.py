@@ -68,7 +68,7 @@ def _run(config: Config, folder: pathlib.Path) -> Iterator[Finding]:
     )
     yield Finding("ok", what) if np.isfinite(losses).all() else Finding("problem", what, "the loss is not finite")
     with contextlib.closing(Checkpoints(folder / "run", CheckpointConfig())) as checkpoints:
-        checkpoints.save(STEPS, state, None)
+        checkpoints.save(STEPS, state)
     with contextlib.closing(Checkpoints(folder / "run", CheckpointConfig())) as checkpoints:
         restored = checkpoints.restore(STEPS, setup.program.abstract_state)
     same = jax.tree.map(lambda a, b: bool((a == b).all()), state, restored)

@@ -83,7 +83,7 @@ def test_too_little_disk(tmp_path: pathlib.Path) -> None:
 def test_a_damaged_checkpoint_and_damaged_files(tmp_path: pathlib.Path) -> None:
     checkpoints, part = Checkpoints(tmp_path, CheckpointConfig()), {"params": jnp.arange(5000.0)}
     for step in (1, 2):
-        checkpoints.save(step, part | {"batch_stats": {}, "ema": part, "opt_state": {}, "step": jnp.array(step)}, None)
+        checkpoints.save(step, part | {"batch_stats": {}, "ema": part, "opt_state": {}, "step": jnp.array(step)})
     checkpoints.close()
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
