@@ -12,9 +12,8 @@ from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
-from rmt_jax.convert import checkpoint_folder, class_differences, name_some
+from rmt_jax.convert import checkpoint_folder, class_differences, find_damage, name_some
 from rmt_jax.data import TrainLoader, open_source
 from rmt_jax.data.decode import CorruptImageError, decode
 from rmt_jax.data.interface import ImageSource
@@ -197,17 +196,6 @@ def check_workdir(workdir: pathlib.Path) -> Iterator[Finding]:
             yield Finding("ok", f"checkpoint {step} is whole")
         else:
             yield Finding("problem", f"checkpoint {step}: {damage}", f"move {folder / str(step)} away")
-
-
-def find_damage(folder: pathlib.Path) -> str | None:
-    """What is wrong with a checkpoint, the first thing found; None where every item can be read."""
-    for item in ("model", "ema", "optimizer"):
-        try:
-            with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.restore(folder / item)
-        except (ValueError, OSError, KeyError) as error:
-            return f"{item}: {str(error).splitlines()[0][:200]}"
-    return None
 
 
 def _version(name: str) -> str | None:
