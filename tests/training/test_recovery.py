@@ -184,7 +184,7 @@ def test_a_save_that_fails_says_where_and_why(workdir: pathlib.Path) -> None:
     checkpoints.close()  # says it once only
     assert "The last checkpoint is that of step 40: once that is mended, the same command goes on." in str(error.value)
     assert " are free there, about " in str(error.value)
-    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["20", "40"]
+    assert sorted(checkpoint_steps(workdir)) == [20, 40]
     assert find_damage(folder(workdir)) is None
 
 
