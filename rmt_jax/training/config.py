@@ -90,6 +90,7 @@ class Config:
         log_every_steps: training metrics are averaged over so many steps and written.
         max_skipped_steps: a step whose loss or gradients are not finite changes nothing; more of them than this in a
             row stop the run.
+        watchdog_seconds: say where each process stands when no step is finished for so long.
         init_from: what a new run takes its weights from, or None: a workdir (its latest moving average), or what
             `rmt_jax.load_pretrained` takes. Of another task only the backbone is taken, and a head that does not fit
             stays fresh.
@@ -109,6 +110,7 @@ class Config:
     eval_every_epochs: int = 1
     log_every_steps: int = 50
     max_skipped_steps: int = 10
+    watchdog_seconds: float = 600.0
     init_from: str | None = None
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=lambda: DataConfig(name="imagenet2012"))
@@ -139,6 +141,8 @@ class Config:
         for name in ("label_smoothing", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}.")
+        if self.watchdog_seconds <= 0:
+            raise ValueError(f"watchdog_seconds must be above 0, got {self.watchdog_seconds:g}.")
         if not 0 <= self.erasing <= 1:
             raise ValueError(f"erasing must be a probability in [0, 1], got {self.erasing}.")
         self._check_groups()

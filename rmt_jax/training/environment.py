@@ -45,6 +45,11 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
+def package_versions() -> dict[str, str | None]:
+    """Versions that must be the same on all hosts of a run."""
+    return {"python": platform.python_version(), "rmt_jax": __version__} | {name: _version(name) for name in _PACKAGES}
+
+
 def write_environment(workdir: pathlib.Path) -> None:
     """Adds this start to {"starts": [...]} in workdir/environment.json: the first start first, then each resumption.
 

@@ -15,9 +15,11 @@ from rmt_jax.tasks.accuracy import TopK
 from rmt_jax.training.config import Config
 from rmt_jax.training.eval_setup import EvalSetup, prepare_evaluation
 from rmt_jax.training.figures import plot_predictions
+from rmt_jax.training.interrupt import Stopped, StopRequest
 from rmt_jax.training.report import EVALUATION_FILES, print_results, print_summary
 from rmt_jax.training.results import WEIGHTS, lowest_classes, metric_values, result_rows, write_evaluation
 from rmt_jax.training.state import State, Tree
+from rmt_jax.training.watchdog import Status
 from rmt_jax.training.workdir import open_workdir
 
 PICTURED = 2000  # evaluation pictures among which predictions.png looks for mistakes
@@ -31,7 +33,8 @@ class Evaluation:
             written.
     """
 
-    def __init__(self, config: Config, workdir: pathlib.Path):
+    def __init__(self, config: Config, workdir: pathlib.Path, status: Status | None = None):
+        self.status = status or Status()
         trained = has_checkpoint(workdir)
         if not trained and config.init_from is None:
             raise ValueError(
@@ -61,7 +64,8 @@ class Evaluation:
         """Evaluate, print the results and write them into the workdir; returns the exit code, 0."""
         started = time.monotonic()
         print_summary(f"Evaluating {self.source}", self.setup.summary())
-        metrics = evaluate(self.setup, self.weights)
+        with self.status.doing("evaluating"):
+            metrics = evaluate(self.setup, self.weights, self.status)
         if jax.process_index() == 0:
             write_evaluation(self.workdir, self.setup, metrics, source=self.source, step=self.step, weights=self.kind)
         lowest = lowest_classes(metrics.get("val_ema", metrics["val"]), self.setup.class_names)
@@ -79,24 +83,38 @@ class Evaluation:
         return {"val": {"ema": "EMA", "raw": "raw"}.get(self.kind, "raw or EMA not stated")}
 
 
-def evaluate(setup: EvalSetup, weights: Mapping[str, Tree]) -> dict[str, TopK]:
+def evaluate(
+    setup: EvalSetup, weights: Mapping[str, Tree], status: Status, stop: StopRequest | None = None
+) -> dict[str, TopK]:
     """Metrics of several weights of one model in one pass, by the prefix of their metrics.
 
-    weights: {"val": {params, batch_stats}, "val_ema": ...}.
+    Args:
+        setup: of the evaluation.
+        weights: {"val": {params, batch_stats}, "val_ema": ...}.
+        status: told of each batch.
+        stop: of this process.
+
+    Raises:
+        Stopped: a process asked for it; all processes raise it, at the same batch.
     """
     metrics = {prefix: setup.task.metric() for prefix in weights}
-    for local in setup.eval_loader:
-        batch = put_batch(local, setup.batch_sharding)
-        outputs = {prefix: setup.predict_step(tree, batch) for prefix, tree in weights.items()}
-        for prefix, output in outputs.items():
-            metrics[prefix].add(jax.device_get(output))
+    with contextlib.closing(iter(setup.eval_loader)) as batches:
+        for local in batches:
+            batch = put_batch(local, setup.batch_sharding, stop=bool(stop))
+            outputs = {prefix: setup.predict_step(tree, batch) for prefix, tree in weights.items()}
+            for prefix, output in outputs.items():
+                values = jax.device_get(output)
+                if values.pop("stop"):
+                    raise Stopped
+                metrics[prefix].add(values)
+            status.progressed()
     return metrics
 
 
-def evaluate_state(setup: EvalSetup, state: State) -> dict[str, TopK]:
-    """Metrics of the raw weights of a run and of their moving average, "val" and "val_ema"."""
+def evaluate_state(setup: EvalSetup, state: State, status: Status, stop: StopRequest) -> dict[str, TopK]:
+    """Metrics of the raw weights of a run and of their moving average, "val" and "val_ema"; see `evaluate`."""
     raw = {"params": state["params"], "batch_stats": state["batch_stats"]}
-    return evaluate(setup, {"val": raw, "val_ema": state["ema"]})
+    return evaluate(setup, {"val": raw, "val_ema": state["ema"]}, status, stop)
 
 
 def plot_pictures(setup: EvalSetup, weights: Tree, path: pathlib.Path) -> None:
@@ -124,6 +142,10 @@ def plot_pictures(setup: EvalSetup, weights: Tree, path: pathlib.Path) -> None:
         )
 
 
-def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, Array]:
-    """The global batch that the processes' own parts make up, on the devices."""
-    return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
+def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding, *, stop: bool = False) -> dict[str, Array]:
+    """The global batch that the processes' own parts make up, on the devices.
+
+    stop: whether this process asks for a stop; goes along as "stop", and comes back as the decision of all.
+    """
+    local = {**batch, "stop": np.full(len(batch["image"]), stop)}
+    return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in local.items()}

@@ -1,21 +1,35 @@
-"""Stopping a run politely: the first signal asks, the second one insists."""
+"""Stopping a run politely: the first signal or notice asks, the second signal insists."""
 
 import signal
+import socket
+import sys
 from types import FrameType
+
+import jax
 
 from rmt_jax.training.report import log
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# SIGUSR1 is what `sbatch --signal` is commonly told to send ahead of the end.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Stopped(Exception):
+    """The processes have agreed to stop, in the middle of an evaluation."""
 
 
 class StopRequest:
-    """While active, Ctrl-C or SIGTERM only sets `signal`; another one acts as it does without this class.
+    """While active, Ctrl-C, SIGTERM or SIGUSR1 only asks to stop; another one acts as it does without this class.
 
-    The loop looks at it between steps, so that what it saves is whole.
+    What is asked here goes to the devices with every batch, and comes back from there as the one decision of all
+    processes: so all of them stop after the same step, and what they save is whole.
+
+    Attributes:
+        signal: that came to this process.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._asked = False
         self._previous: dict[int, signal.Handlers | int | None] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -27,17 +41,27 @@ class StopRequest:
         self._restore()
 
     def __bool__(self) -> bool:
-        return self.signal is not None
+        return self._asked
 
     @property
     def exit_code(self) -> int:
-        """What a shell reports for a process that this signal ended: 130 after Ctrl-C, 143 after SIGTERM."""
-        return 0 if self.signal is None else 128 + self.signal
+        """Of a run that was stopped and saved: 130 after Ctrl-C here, 143 after all else, here or elsewhere."""
+        return 130 if self.signal == signal.SIGINT else 143
+
+    def ask(self, reason: str) -> None:
+        """Ask to stop; reason: for the log of this process."""
+        self._asked = True
+        message = f"{reason}: stopping after this step and saving"
+        if jax.process_index() == 0:
+            log(message)
+        else:
+            name = f"host {socket.gethostname()} (process {jax.process_index()})"
+            print(f"{name}: {message}", file=sys.stderr, flush=True)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
         self._restore()
-        log("Stopping after this step and saving. Once more to stop at once.")
+        self.ask(f"{signal.Signals(number).name} (once more to stop at once)")
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -15,14 +15,16 @@ from rmt_jax.training.disk import check_space, checkpoint_size
 from rmt_jax.training.environment import write_environment
 from rmt_jax.training.evaluation import evaluate_state, plot_pictures, put_batch
 from rmt_jax.training.figures import plot_curves
-from rmt_jax.training.interrupt import StopRequest
+from rmt_jax.training.interrupt import Stopped, StopRequest
 from rmt_jax.training.lock import WorkdirLock
 from rmt_jax.training.metrics import MetricsWriter, read_metrics, replace_file
+from rmt_jax.training.preemption import PreemptionNotice
 from rmt_jax.training.recovery import recover
 from rmt_jax.training.report import Progress, log, print_results, print_summary
 from rmt_jax.training.results import evaluation_line, metric_values, run_results, write_evaluation
 from rmt_jax.training.setup import initial_state, prepare
 from rmt_jax.training.steplog import StepLog, skipped_steps
+from rmt_jax.training.watchdog import Status
 from rmt_jax.training.workdir import open_workdir
 
 
@@ -34,7 +36,8 @@ class Training:
             in use by another run, checkpoints of which none is whole, or one that lies beyond the end.
     """
 
-    def __init__(self, config: Config, workdir: pathlib.Path):
+    def __init__(self, config: Config, workdir: pathlib.Path, status: Status | None = None):
+        self.status = status or Status()
         self.config, self.workdir = config, workdir
         self.is_main = jax.process_index() == 0
         self.setup = prepare(config)
@@ -91,10 +94,13 @@ class Training:
             else:
                 with (
                     StopRequest() as stop,
+                    PreemptionNotice(stop),
                     MetricsWriter(self.workdir, resume_step=self.start_step, enabled=self.is_main) as writer,
                 ):
                     complete = self._fit(writer, stop)
                 if not complete:
+                    if not stop:
+                        log("Another process asked to stop.")
                     log(f"Saved in {self.workdir}. The same command goes on from there.")
                     return stop.exit_code
         self._report_unreadable()
@@ -108,7 +114,11 @@ class Training:
         """From the first step to the last, or to the one at which a signal came; whether it was the last."""
         config, setup, total = self.config, self.setup, self.setup.total_steps
         progress = Progress(
-            total, start_step=self.start_step, batch_size=config.batch_size, steps_per_epoch=setup.steps_per_epoch
+            total,
+            start_step=self.start_step,
+            batch_size=config.batch_size,
+            steps_per_epoch=setup.steps_per_epoch,
+            status=self.status,
         )
         batches = setup.train_loader.batches(self.start_step, total)
         with contextlib.closing(batches), progress:
@@ -116,11 +126,12 @@ class Training:
             steps = StepLog(setup, writer, progress, self.workdir, skipped)
             if self.evaluates_first:
                 with progress.paused("evaluating"):
-                    self._evaluate_and_save(self.start_step, writer, save=False)
+                    if not self._evaluate(self.start_step, writer, stop):
+                        return False
             for step in range(self.start_step + 1, total + 1):
                 with progress.waiting_for_data():
                     local = next(batches)
-                    batch = put_batch(local, setup.batch_sharding)
+                    batch = put_batch(local, setup.batch_sharding, stop=bool(stop))
                 self.state, metrics = setup.train_step(self.state, batch)
                 steps.add(step, metrics, local)
 
@@ -128,24 +139,28 @@ class Training:
                     steps.flush()
                     with progress.paused("evaluating"):
                         # What skips step after step is no checkpoint to go back to: the good ones are kept.
-                        save = step == total or bool(stop) or not steps.skipped.in_a_row
-                        self._evaluate_and_save(step, writer, save=save)
-                elif stop or (config.checkpoint.every_steps and step % config.checkpoint.every_steps == 0):
+                        if step == total or steps.stop or not steps.skipped.in_a_row:
+                            self.checkpoints.save(step, self.state)
+                        if not self._evaluate(step, writer, stop):
+                            self.checkpoints.save(step, self.state)
+                            return False
+                elif steps.stop or (config.checkpoint.every_steps and step % config.checkpoint.every_steps == 0):
                     steps.flush()
-                    if stop or not steps.skipped.in_a_row:
+                    if steps.stop or not steps.skipped.in_a_row:
                         self.checkpoints.save(step, self.state)
-                if stop and step < total:
+                if steps.stop and step < total:
                     return False
             with progress.paused("drawing predictions"):
                 plot_pictures(setup, self.state["ema"], self.workdir / "predictions.png")
         return True
 
-    def _evaluate_and_save(self, step: int, writer: MetricsWriter, *, save: bool) -> None:
-        # The checkpoint first, written while the evaluation runs: a kill in a long evaluation loses no step.
-        if save:
-            self.checkpoints.save(step, self.state)
+    def _evaluate(self, step: int, writer: MetricsWriter, stop: StopRequest) -> bool:
+        """Evaluate and write what came out; False, with nothing written, where a stop was asked for meanwhile."""
         epoch = step / self.setup.steps_per_epoch
-        metrics = evaluate_state(self.setup, self.state)
+        try:
+            metrics = evaluate_state(self.setup, self.state, self.status, stop)
+        except Stopped:
+            return False
         values = metric_values(metrics)
         log(evaluation_line(epoch, values))
         if self.is_main and step == self.setup.total_steps:
@@ -155,6 +170,7 @@ class Training:
         self.checkpoints.add_score(step, values[BEST_METRIC])
         if self.is_main:
             plot_curves(read_metrics(self.workdir / "metrics.jsonl"), self.workdir / "curves.png")
+        return True
 
     def _report_unreadable(self) -> None:
         for loader, fate in ((self.setup.train_loader, "replaced by others"), (self.setup.eval_loader, "left out")):

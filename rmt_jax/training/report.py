@@ -21,6 +21,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from rmt_jax.training.watchdog import COMPILING, Status
+
 # Long enough to average over several synchronisations with the device, short enough to follow a change.
 WINDOW_SECONDS = 30.0
 
@@ -114,7 +116,7 @@ class Progress:
     speeds are taken between those, over about the last 30 seconds. Compilation (all before the first update) and
     pauses are left out of them. Nothing here waits for the device: pass Python floats when at hand, else None.
 
-    batch_size: pictures a step over all devices. clock: seconds, never going backwards.
+    batch_size: pictures a step over all devices. status: kept up to date. clock: seconds, never going backwards.
     """
 
     def __init__(
@@ -124,12 +126,14 @@ class Progress:
         start_step: int,
         batch_size: int,
         steps_per_epoch: int,
+        status: Status | None = None,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.total_steps, self.step = total_steps, start_step
         self._batch_size, self._steps_per_epoch = batch_size, steps_per_epoch
         self._console, self._clock = console or _default_console(), clock
+        self._status = status or Status()
         self._loss: float | None = None
         self._lr: float | None = None
         self._marks: deque[_Mark] = deque()
@@ -141,6 +145,7 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         self._start = self._printed_at = self._clock()
+        self._status.enter(COMPILING)
         if self._console.is_interactive and not self._console.quiet:
             self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=4)
             self._live.start()
@@ -160,6 +165,8 @@ class Progress:
         self._loss = self._loss if loss is None else loss
         self._lr = self._lr if lr is None else lr
         self._activity = ""
+        self._status.progressed()
+        self._status.enter(f"in step {step + 1}")
         if not self._marks or loss is not None:
             self._marks.append(_Mark(step, self._training_seconds(), self._waited_seconds))
         while len(self._marks) > 2 and self._marks[-1].training - self._marks[1].training >= WINDOW_SECONDS:
@@ -172,7 +179,8 @@ class Progress:
         """Counts the time inside as waiting for the next batch."""
         before = self._training_seconds()
         try:
-            yield
+            with self._status.doing("waiting for data"):
+                yield
         finally:
             self._waited_seconds += self._training_seconds() - before
 
@@ -182,7 +190,8 @@ class Progress:
         before = self._training_seconds(), self._waited_seconds, self._activity
         self._activity = activity
         try:
-            yield
+            with self._status.doing(activity):
+                yield
         finally:
             training, self._waited_seconds, self._activity = before
             self._paused_seconds = self._clock() - self._start - training

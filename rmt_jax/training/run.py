@@ -5,12 +5,14 @@ import sys
 from collections.abc import Sequence
 
 from rmt_jax.data import TooManyUnreadableError
+from rmt_jax.training.agreement import check_agreement
 from rmt_jax.training.checkpoint import SaveError
 from rmt_jax.training.command_line import load_config
 from rmt_jax.training.config import parse
 from rmt_jax.training.disk import DISK_ERRORS, describe_stop, reason_of
 from rmt_jax.training.distributed import Processes, start_processes
 from rmt_jax.training.evaluation import Evaluation
+from rmt_jax.training.hosts import Hosts
 from rmt_jax.training.loop import Training
 from rmt_jax.training.steplog import NonFiniteLossError
 
@@ -28,8 +30,8 @@ def run(
     """Run a config file; returns the exit code.
 
     0 done, 1 stopped by a loss that is not finite, by too many unreadable pictures or by a disk that takes no more, 2
-    something to mend in what was given, 130 or 143 saved after Ctrl-C or SIGTERM. Messages for the user go to standard
-    error.
+    something to mend in what was given, 130 or 143 saved after Ctrl-C or another request to stop. Messages for the user
+    go to standard error.
 
     Args:
         config: FILE or FILE:ARGUMENT.
@@ -41,18 +43,32 @@ def run(
     folder = pathlib.Path(workdir) if workdir else pathlib.Path("workdir") / pathlib.Path(config.partition(":")[0]).stem
     try:
         start_processes(processes or Processes())
-        job = MODES[mode](parse(load_config(config, words)), folder)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    with Hosts() as hosts:
+        return _run(hosts, config, words, folder, mode)
+
+
+def _run(hosts: Hosts, config: str, words: Sequence[str], folder: pathlib.Path, mode: str) -> int:
+    try:
+        parsed = parse(load_config(config, words))
+        check_agreement(hosts, parsed, folder)
+        hosts.watch(parsed.watchdog_seconds)
+        job = MODES[mode](parsed, folder, hosts.status)
     # Only of what was given: what goes wrong later keeps its traceback.
     except (ValueError, FileNotFoundError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
+        hosts.fail(str(error), 2)
         return 2
     try:
         return job.run()
     except (NonFiniteLossError, TooManyUnreadableError, SaveError) as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        return 1
+        message = str(error)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        print(f"stopped: {describe_stop(folder, f'Cannot write in {folder}', reason_of(error))}", file=sys.stderr)
-        return 1
+        message = describe_stop(folder, f"Cannot write in {folder}", reason_of(error))
+    print(f"stopped: {message}", file=sys.stderr)
+    hosts.fail(message, 1)
+    return 1

@@ -90,6 +90,7 @@ def make_train_step(
         return grads, batch_stats, jax.tree.map(lambda m: m.mean(axis=0), metrics)
 
     def train_step(state: State, batch: Batch, frozen: Tree) -> tuple[State, dict[str, Array]]:
+        batch, stop = take_stop(batch)
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
         batch = task.prepare(batch, jax.random.fold_in(key, _PREPARE), frozen)
         if grad_accum_steps == 1:
@@ -108,7 +109,7 @@ def make_train_step(
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         skipped = (~finite).astype(jnp.float32)
-        return _keep_unless(finite, moved, state), metrics | {"grad_norm": norm, "skipped": skipped}
+        return _keep_unless(finite, moved, state), metrics | {"grad_norm": norm, "skipped": skipped} | stop
 
     return train_step
 
@@ -119,8 +120,9 @@ def make_predict_step(
     """The pure function ({params, batch_stats}, batch) -> what the task's metric takes; `gather` as in training."""
 
     def predict_step(weights: Tree, batch: Batch) -> dict[str, Array]:
+        batch, stop = take_stop(batch)
         params = weights["params"] if gather is None else gather(weights["params"])
-        return task.predict(nnx.merge(graph, params, weights["batch_stats"]), batch)
+        return task.predict(nnx.merge(graph, params, weights["batch_stats"]), batch) | stop
 
     return predict_step
 
@@ -133,6 +135,12 @@ def _keep_unless(finite: Array, moved: State, state: State) -> State:
 
     kept = jax.tree.map(choose, moved, state, is_leaf=lambda node: isinstance(node, optax.ScaleByScheduleState))
     return kept | {"step": moved["step"]}
+
+
+def take_stop(batch: Batch) -> tuple[dict[str, Array], dict[str, Array]]:
+    """(the batch without "stop", {"stop": whether any process asks for it}, empty where the batch does not say)."""
+    rest = {name: value for name, value in batch.items() if name != "stop"}
+    return rest, {"stop": jnp.any(batch["stop"])} if "stop" in batch else {}
 
 
 def _deal(x: Array, parts: int, together: int) -> Array:

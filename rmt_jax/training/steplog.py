@@ -54,6 +54,7 @@ class StepLog:
         self.skipped = skipped
         self._pending: _Step | None = None
         self._window: list[dict[str, float]] = []
+        self.stop = False  # whether any process asked for it, up to the last step read
 
     def add(self, number: int, metrics: Mapping[str, Array], batch: Mapping[str, np.ndarray]) -> None:
         """Take in the metrics of a step that was just dispatched, and read those of the step before.
@@ -76,6 +77,7 @@ class StepLog:
 
     def _read(self, step: _Step) -> None:
         values = {name: float(value) for name, value in jax.device_get(dict(step.metrics)).items()}
+        self.stop |= values.pop("stop", 0.0) > 0
         self._window.append(values)
         if values["skipped"]:
             self._skip(step, values["loss"], values["grad_norm"])

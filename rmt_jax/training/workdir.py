@@ -20,6 +20,7 @@ FREE_KEYS = (
     "model.scan",
     "log_every_steps",
     "max_skipped_steps",
+    "watchdog_seconds",
     "checkpoint.every_steps",
     "checkpoint.keep_last",
 )

@@ -1,0 +1,186 @@
+"""The processes of a run keep an eye on each other: an error, a lost or a hung one is told to all.
+
+They talk through the key-value store of jax's coordination service, which process 0 serves. A thread works even while
+the main thread is stuck in a collective that will never end.
+"""
+
+import faulthandler
+import json
+import multiprocessing
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from typing import Any, NoReturn
+
+import jax
+from orbax.checkpoint import multihost
+
+from rmt_jax.training.watchdog import ENDED, FAILED, Stand, Status, Watchdog
+
+_EVERY = 1.0  # seconds between two looks at the others
+_LOST_AFTER = 60.0  # seconds of silence; jax itself ends all processes, without a message, after 100
+_LOST_IN_TROUBLE = 5.0  # the same, when a collective has failed already
+_EXIT_WITHIN = 5.0  # seconds that a failing process gives the others to read its message
+_END_WITHIN = 600.0  # seconds that the first process at its end waits for the last one
+
+_NAMES, _STANDS, _ERRORS, _SEEN = "rmt_jax/names", "rmt_jax/stands", "rmt_jax/errors", "rmt_jax/seen"
+
+
+class Hosts:
+    """This process among those of its run; used with `with` around all of its work.
+
+    What is raised inside ends every process with the message; a clean end waits for the others.
+
+    Attributes:
+        status: what this process does, kept up to date by who does it.
+        count: processes of the run.
+        index: number of this one.
+    """
+
+    def __init__(self) -> None:
+        self.status = Status()
+        self._watchdog: Watchdog | None = None
+        # Not asked of the devices by a process alone, which may have something wrong to say before it wakes them.
+        alone = not jax.distributed.is_initialized()
+        self.count: int = 1 if alone else jax.process_count()
+        self.index: int = 0 if alone else jax.process_index()
+        self._client: Any = multihost.get_jax_distributed_client() if self.count > 1 else None
+        self._names = [socket.gethostname()] * self.count
+        self._heard: dict[int, tuple[str, float]] = {}
+        self._failing = self._dumped = False
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._look_around, name="hosts", daemon=True)
+
+    def __enter__(self) -> "Hosts":
+        if self._client:
+            self._names = self.exchange("names", socket.gethostname())
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if self._client and error is not None:
+            traceback.print_exception(error)
+            self.fail("".join(traceback.format_exception_only(error)).strip(), 1, error)
+        if self._client:
+            self.status.enter(ENDED)
+            self.barrier("ended", _END_WITHIN)
+        self._stopped.set()
+        self._thread.join()
+
+    def name(self, index: int) -> str:
+        """Of a process, for messages."""
+        return f"process {index} (host {self._names[index]})"
+
+    def watch(self, seconds: float) -> None:
+        """From now on say it when no step is finished for so long."""
+        self._watchdog = Watchdog(seconds)
+
+    def barrier(self, name: str, seconds: float = _END_WITHIN) -> None:
+        """Until all processes are here; each name serves once."""
+        self._client.wait_at_barrier(f"rmt_jax/{name}", round(seconds * 1000))
+
+    def exchange(self, name: str, text: str) -> list[str]:
+        """What each process gave, by its number; each name serves once."""
+        folder = f"rmt_jax/{name}"
+        self._client.key_value_set(f"{folder}/{self.index}", text)
+        self.barrier(name)
+        given = _numbered(self._client.key_value_dir_get(folder))
+        return [given[index] for index in range(self.count)]
+
+    def fail(self, message: str, code: int, error: BaseException | None = None) -> None:
+        """End all processes of the run with this exit code, the others with the message; alone it does nothing.
+
+        error: what was raised. When a collective has failed, the reason is at another process: then that one's message
+        is waited for, and stands.
+        """
+        if not self._client:
+            return
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            self.status.enter(FAILED)
+            time.sleep(_LOST_IN_TROUBLE + _EXIT_WITHIN)  # the thread ends this process when it hears the reason
+        self._failing = True
+        self._publish_error(self.index, message, code)
+        self._client.key_value_set(f"{_SEEN}/{self.index}", "", allow_overwrite=True)
+        self._leave(code)
+
+    def _publish_error(self, index: int, message: str, code: int) -> None:
+        text = json.dumps({"process": index, "message": message, "code": code})
+        self._client.key_value_set(f"{_ERRORS}/{index}", text, allow_overwrite=True)
+
+    def _look_around(self) -> None:
+        while not self._stopped.wait(_EVERY):
+            if not self._client:
+                self._watch({f"process 0 (host {self._names[0]})": self.status.stand()})
+                continue
+            try:
+                self._look_at_others()
+            except jax.errors.JaxRuntimeError:
+                if not self._stopped.is_set() and not self._failing:
+                    self._stop_with(0, "is gone: the service that it gives the others does not answer", 1)
+
+    def _look_at_others(self) -> None:
+        self._client.key_value_set(f"{_STANDS}/{self.index}", self.status.stand().to_json(), allow_overwrite=True)
+        errors = _numbered(self._client.key_value_dir_get(_ERRORS))
+        if errors and not self._failing:
+            error = json.loads(errors[min(errors)])
+            self._client.key_value_set(f"{_SEEN}/{self.index}", "", allow_overwrite=True)
+            self._stop_with(error["process"], error["message"], error["code"])
+        # Only one asks all, so that the service's work grows with the number of processes and not with its square.
+        if self.index == 0:
+            stands = self._all_stands()
+            self._look_for_lost(stands)
+            self._watch({self.name(index): stand for index, stand in stands.items()})
+        else:
+            self._watch({self.name(self.index): self.status.stand()}, speak=False)
+
+    def _all_stands(self) -> dict[int, Stand]:
+        now = time.monotonic()
+        for index, text in _numbered(self._client.key_value_dir_get(_STANDS)).items():
+            if index not in self._heard or self._heard[index][0] != text:
+                self._heard[index] = text, now
+        return {index: Stand.from_json(text, now - heard) for index, (text, heard) in sorted(self._heard.items())}
+
+    def _look_for_lost(self, stands: dict[int, Stand]) -> None:
+        trouble = any(stand.phase == FAILED for stand in stands.values())
+        for index, stand in stands.items():
+            if stand.silence > (_LOST_IN_TROUBLE if trouble else _LOST_AFTER) and stand.phase != ENDED:
+                phase = f"not heard of for {stand.silence:.0f} s, the last time {stand.phase}"
+                self._publish_error(index, f"is gone: {phase}", 1)
+
+    def _watch(self, stands: dict[str, Stand], *, speak: bool = True) -> None:
+        message = self._watchdog.check(stands) if self._watchdog else None
+        if message is None:
+            return
+        if speak:
+            print(message, file=sys.stderr, flush=True)
+        if not self._dumped:
+            self._dumped = True
+            faulthandler.dump_traceback(sys.stderr)
+
+    def _stop_with(self, index: int, message: str, code: int) -> NoReturn:
+        """Leave because of another process; called in the thread."""
+        print(f"stopped: host {self._names[index]} (process {index}): {message}", file=sys.stderr)
+        self._leave(code)
+
+    def _leave(self, code: int) -> NoReturn:
+        """Without waiting for the main thread, which may be stuck; what is half saved lies in temporary folders."""
+        if self.index == 0:  # last, because the others read from here
+            deadline = time.monotonic() + _EXIT_WITHIN
+            while time.monotonic() < deadline and len(self._seen()) < self.count:
+                time.sleep(0.1)
+        for child in multiprocessing.active_children():
+            child.terminate()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    def _seen(self) -> dict[int, str]:
+        return _numbered(self._client.key_value_dir_get(_SEEN))
+
+
+def _numbered(pairs: list[tuple[str, str]]) -> dict[int, str]:
+    """[(FOLDER/NUMBER, text)] -> {number: text}"""
+    return {int(key.rpartition("/")[2]): text for key, text in pairs}
