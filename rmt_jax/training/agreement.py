@@ -16,7 +16,7 @@ from rmt_jax.training.hosts import Hosts
 # What each host may have its own way.
 OWN_KEYS = ("data.dir", "data.num_workers", "data.num_threads", "data.prefetch")
 
-_VISIBLE_WITHIN = 30.0  # seconds, for network file systems that remember what was not there
+_VISIBLE_WITHIN = 10.0  # seconds, for network file systems that remember what was not there
 _SHOWN = 5
 
 

@@ -62,8 +62,7 @@ class Hosts:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if self._client and error is not None:
-            traceback.print_exception(error)
-            self.fail("".join(traceback.format_exception_only(error)).strip(), 1, error)
+            self._fail_with(error)
         if self._client:
             self.status.enter(ENDED)
             self.barrier("ended", _END_WITHIN)
@@ -90,17 +89,20 @@ class Hosts:
         given = _numbered(self._client.key_value_dir_get(folder))
         return [given[index] for index in range(self.count)]
 
-    def fail(self, message: str, code: int, error: BaseException | None = None) -> None:
-        """End all processes of the run with this exit code, the others with the message; alone it does nothing.
+    def _fail_with(self, error: BaseException) -> NoReturn:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            # Mostly a collective that failed because of another process: the thread ends this one when it knows which.
+            self.status.enter(FAILED)
+            time.sleep(_LOST_IN_TROUBLE + _EXIT_WITHIN)
+        traceback.print_exception(error)
+        message = "".join(traceback.format_exception_only(error)).strip()
+        self.fail(message, 130 if isinstance(error, KeyboardInterrupt) else 1)
+        raise error
 
-        error: what was raised. When a collective has failed, the reason is at another process: then that one's message
-        is waited for, and stands.
-        """
+    def fail(self, message: str, code: int) -> None:
+        """End all processes of the run with this exit code, the others with the message; alone it does nothing."""
         if not self._client:
             return
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            self.status.enter(FAILED)
-            time.sleep(_LOST_IN_TROUBLE + _EXIT_WITHIN)  # the thread ends this process when it hears the reason
         self._failing = True
         self._publish_error(self.index, message, code)
         self._client.key_value_set(f"{_SEEN}/{self.index}", "", allow_overwrite=True)
@@ -119,7 +121,7 @@ class Hosts:
                 self._look_at_others()
             except jax.errors.JaxRuntimeError:
                 if not self._stopped.is_set() and not self._failing:
-                    self._stop_with(0, "is gone: the service that it gives the others does not answer", 1)
+                    self._stop_with(0, "does not answer; it was killed, or its machine or network is gone", 1)
 
     def _look_at_others(self) -> None:
         self._client.key_value_set(f"{_STANDS}/{self.index}", self.status.stand().to_json(), allow_overwrite=True)
@@ -147,8 +149,8 @@ class Hosts:
         trouble = any(stand.phase == FAILED for stand in stands.values())
         for index, stand in stands.items():
             if stand.silence > (_LOST_IN_TROUBLE if trouble else _LOST_AFTER) and stand.phase != ENDED:
-                phase = f"not heard of for {stand.silence:.0f} s, the last time {stand.phase}"
-                self._publish_error(index, f"is gone: {phase}", 1)
+                heard = f"not heard of for {stand.silence:.0f} s, the last time {stand.phase}"
+                self._publish_error(index, f"{heard}; it was killed, or its machine or network is gone", 1)
 
     def _watch(self, stands: dict[str, Stand], *, speak: bool = True) -> None:
         message = self._watchdog.check(stands) if self._watchdog else None

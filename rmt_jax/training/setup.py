@@ -56,6 +56,7 @@ class Setup(EvalSetup):
             "training data": f"{train.name}: {len(train):,} pictures, {train.num_classes} classes",
             "batch": f"{config.batch_size} ({config.batch_size // jax.device_count()} a device)"
             + (f" in {config.grad_accum_steps} parts" if config.grad_accum_steps > 1 else ""),
+            **self._own_part(),
             "steps": f"{self.total_steps:,} = {config.epochs} epochs x {self.steps_per_epoch:,}",
             "learning rate": f"peak {config.peak_learning_rate:g} = {config.optimizer.learning_rate:g} x "
             f"{config.batch_size} / {config.reference_batch_size}, {config.schedule.warmup_epochs} epochs of warm-up, "
@@ -70,6 +71,13 @@ class Setup(EvalSetup):
             "workers": workers,
         }
         return rows | describe_placement(self.program.placement, self.program.abstract_state)
+
+    def _own_part(self) -> dict[str, str]:
+        """What this process reads of each batch, where there are several."""
+        if jax.process_count() == 1:
+            return {}
+        local, whole = self.train_loader.local_batch_size, self.train_loader.batch_size
+        return {"this process": f"reads {local} of the {whole} pictures of each batch"}
 
 
 def prepare(config: Config) -> Setup:
