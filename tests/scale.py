@@ -105,11 +105,15 @@ def outcome(workdir: pathlib.Path) -> Outcome:
     assert len(losses) == STEPS
     evaluation = next(row for row in rows if "val/loss" in row)
     arrays: dict[str, np.ndarray] = {}
-    with ocp.StandardCheckpointer() as checkpointer:
-        for item in ("model", "ema", "optimizer"):
-            tree = checkpointer.restore(workdir.resolve() / "checkpoints" / str(STEPS) / item)
-            for path, leaf in jax.tree.leaves_with_path(tree):
-                arrays[f"{item}/{jax.tree_util.keystr(path, simple=True, separator='/')}"] = np.asarray(leaf)
+    handler = ocp.PyTreeCheckpointHandler()
+    for item in ("model", "ema", "optimizer"):
+        folder = workdir.resolve() / "checkpoints" / str(STEPS) / item
+        # As NumPy's arrays: this process has other devices than those that saved.
+        whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(folder).tree)
+        with ocp.Checkpointer(handler) as checkpointer:
+            tree = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=whole))
+        for path, leaf in jax.tree.leaves_with_path(tree):
+            arrays[f"{item}/{jax.tree_util.keystr(path, simple=True, separator='/')}"] = np.asarray(leaf)
     return Outcome(np.array(losses), {name: evaluation[name] for name in ("val/loss", "val_ema/loss")}, arrays)
 
 

@@ -2,7 +2,10 @@
 
 import contextlib
 import dataclasses
+import math
 import os
+import sys
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,18 +35,19 @@ class Processes:
     process_id: int | None = None
 
 
-def start_processes(given: Processes, *, timeout: int = 300) -> None:
+def start_processes(given: Processes, *, timeout: float = 300.0) -> None:
     """Join the other processes of this run. One process alone starts nothing.
 
     Named by `given`, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; else found on TPU pod slices and
-    in SLURM steps of several tasks. To be called before anything else of jax.
+    in SLURM steps of several tasks. To be called before anything else of jax. Where the others do not come in time the
+    process ends, with a message and exit code 2.
 
     Args:
         given: on the command line.
         timeout: seconds to wait for the other processes.
 
     Raises:
-        ValueError: the settings contradict each other, or the processes did not find each other.
+        ValueError: the settings contradict each other, or cannot be used.
     """
     named = _with_environment(given, os.environ)
     if named != Processes():
@@ -58,12 +62,21 @@ def start_processes(given: Processes, *, timeout: int = 300) -> None:
         return
     # It would take SIGTERM for itself; a run decides about its stops with its own signal handlers.
     jax.config.update("jax_enable_preemption_service", False)
+    # Where jax itself gives up, it aborts with a stack trace of C++: so it is given more time than it gets.
+    late = threading.Timer(timeout, _give_up, [_not_together(settings, timeout)])
+    late.daemon = True
+    late.start()
     try:
         jax.distributed.initialize(
-            **settings, initialization_timeout=timeout, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
+            **settings,
+            initialization_timeout=math.ceil(timeout) + 60,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError, OSError) as error:
-        raise ValueError(_not_found(settings, timeout, error)) from error
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"The processes of this run were not brought together: {reason}") from error
+    finally:
+        late.cancel()
 
 
 def _with_environment(given: Processes, environment: Mapping[str, str]) -> Processes:
@@ -129,13 +142,18 @@ def _tpu_env(name: str) -> str | None:
     return None
 
 
-def _not_found(settings: Mapping[str, Any], timeout: int, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0]
+def _give_up(message: str) -> None:
+    """Ends the program while the main thread waits inside jax."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    os._exit(2)
+
+
+def _not_together(settings: Mapping[str, Any], timeout: float) -> str:
     if "coordinator_address" not in settings:
-        return f"The processes of this run did not find each other within {timeout} s: {reason}"
+        return f"The processes of this run did not find each other within {timeout:g} s. Are all of them started?"
     address, count, index = settings["coordinator_address"], settings["num_processes"], settings["process_id"]
     return (
-        f"Process {index} of {count} did not get all processes together at {address} within {timeout} s. Is process 0 "
-        f"running there with the same --coordinator and --num_processes, are all others started, and is the port open "
-        f"between the hosts? ({reason})"
+        f"Process {index} of {count} did not get all processes together at {address} within {timeout:g} s. Is process "
+        f"0 running there with the same --coordinator and --num_processes, are all others started, and is the port "
+        f"open between the hosts?"
     )

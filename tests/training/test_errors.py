@@ -83,7 +83,7 @@ def stopped_run(words: list[str], tmp_path: pathlib.Path, monkeypatch: pytest.Mo
     """A workdir with config.json and checkpoints as a run leaves it, without the run."""
     workdir = tmp_path / "run"
     monkeypatch.setattr(Training, "_fit", lambda *args: False)
-    assert run("configs/digits.py", words, workdir=str(workdir)) == 0
+    assert run("configs/digits.py", words, workdir=str(workdir)) == 143  # as of a run that was stopped
     monkeypatch.undo()
     checkpoints = Checkpoints(workdir, CheckpointConfig())
     part = {"params": jnp.zeros(1)}
