@@ -4,6 +4,7 @@ They talk through the key-value store of jax's coordination service, which proce
 the main thread is stuck in a collective that will never end.
 """
 
+import contextlib
 import faulthandler
 import json
 import multiprocessing
@@ -19,6 +20,7 @@ import jax
 from orbax.checkpoint import multihost
 
 from rmt_jax.training.watchdog import ENDED, FAILED, Stand, Status, Watchdog
+from rmt_jax.training.witness import Witness
 
 _EVERY = 1.0  # seconds between two looks at the others
 _LOST_AFTER = 60.0  # seconds of silence; jax itself ends all processes, without a message, after 100
@@ -72,6 +74,15 @@ class Hosts:
     def name(self, index: int) -> str:
         """Of a process, for messages."""
         return f"process {index} (host {self._names[index]})"
+
+    def witness(self) -> contextlib.AbstractContextManager[object]:
+        """To be active while this process depends on the first one, whose end makes jax abort all others."""
+        if self.index == 0:
+            return contextlib.nullcontext()
+        return Witness(
+            f"stopped: host {self._names[0]} (process 0): does not answer; it was killed, or its machine or network is "
+            f"gone (jax aborted process {self.index} on host {self._names[self.index]}; its reason is above)"
+        )
 
     def watch(self, seconds: float) -> None:
         """From now on say it when no step is finished for so long."""

@@ -1,13 +1,9 @@
 """Stopping a run politely: the first signal or notice asks, the second signal insists."""
 
 import signal
-import socket
-import sys
 from types import FrameType
 
-import jax
-
-from rmt_jax.training.report import log
+from rmt_jax.training.report import log_from_here
 
 # SIGUSR1 is what `sbatch --signal` is commonly told to send ahead of the end.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -51,12 +47,7 @@ class StopRequest:
     def ask(self, reason: str) -> None:
         """Ask to stop; reason: for the log of this process."""
         self._asked = True
-        message = f"{reason}: stopping after this step and saving"
-        if jax.process_index() == 0:
-            log(message)
-        else:
-            name = f"host {socket.gethostname()} (process {jax.process_index()})"
-            print(f"{name}: {message}", file=sys.stderr, flush=True)
+        log_from_here(f"{reason}: stopping after this step and saving")
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal = number

@@ -8,6 +8,8 @@ import datetime
 import functools
 import math
 import pathlib
+import socket
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -88,6 +90,15 @@ def log(message: str, *, console: Console | None = None) -> None:
     """Prints one line, above the progress bar when there is one."""
     # soft_wrap: a log file should keep one message on one line, whatever width rich assumes for it.
     (console or _default_console()).print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def log_from_here(message: str) -> None:
+    """Prints one line that concerns this process alone: of the first as `log`, of others on stderr with their name."""
+    if jax.process_index() == 0:
+        log(message)
+    else:
+        name = f"host {socket.gethostname()} (process {jax.process_index()})"
+        print(f"{name}: {message}", file=sys.stderr, flush=True)
 
 
 def format_duration(seconds: float) -> str:

@@ -46,7 +46,7 @@ def run(
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    with Hosts() as hosts:
+    with Hosts() as hosts, hosts.witness():
         return _run(hosts, config, words, folder, mode)
 
 

@@ -10,8 +10,9 @@ import numpy as np
 from jax import Array
 
 from rmt_jax.training.metrics import MetricsWriter, read_metrics, replace_file
-from rmt_jax.training.report import Progress, log
+from rmt_jax.training.report import Progress, log, log_from_here
 from rmt_jax.training.setup import Setup
+from rmt_jax.training.slowdata import SlowData
 
 SKIPPED, IN_A_ROW = "train/skipped", "train/skipped_in_a_row"  # of a window, and up to its end
 
@@ -54,6 +55,7 @@ class StepLog:
         self.skipped = skipped
         self._pending: _Step | None = None
         self._window: list[dict[str, float]] = []
+        self._slow_data = SlowData(setup.config.data)
         self.stop = False  # whether any process asked for it, up to the last step read
 
     def add(self, number: int, metrics: Mapping[str, Array], batch: Mapping[str, np.ndarray]) -> None:
@@ -84,6 +86,8 @@ class StepLog:
         else:
             self.skipped = Skipped(self.skipped.total)
             self._progress.update(step.number, loss=values["loss"], lr=self._setup.learning_rate(step.number - 1))
+        if slow := self._slow_data.check(self._progress.data_wait_share):
+            log_from_here(slow)
         if step.number % self._setup.config.log_every_steps == 0:
             self._write(step.number)
 
