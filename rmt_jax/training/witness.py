@@ -1,7 +1,7 @@
 """What is said when jax aborts this process, because process 0, which serves the coordination, is gone.
 
-jax does so from a thread of its own within milliseconds, too fast for any Python of this process. But faulthandler still
-writes on an abort: to a small program beside this one, which then says what it means.
+jax does so from a thread of its own within milliseconds, too fast for any Python of this process. But faulthandler
+still writes on an abort: to a small program beside this one, which then says what it means.
 """
 
 import faulthandler
