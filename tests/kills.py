@@ -24,12 +24,11 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-import orbax.checkpoint as ocp
 
 from rmt_jax.data import prepare_digits
 from rmt_jax.training.metrics import read_metrics
 from tests.conftest import QUICK_COMPILATION
+from tests.saved import saved_arrays
 from tests.training.conftest import REPOSITORY, tiny_words
 
 EPOCHS = 8
@@ -70,14 +69,8 @@ def command(workdir: pathlib.Path, data: pathlib.Path) -> list[str]:
 def digest(workdir: pathlib.Path) -> str:
     """A hash of every array of the last checkpoint, with its path."""
     found = hashlib.sha256()
-    handler = ocp.PyTreeCheckpointHandler()
-    for item in ("model", "ema", "optimizer"):
-        folder = workdir.resolve() / "checkpoints" / str(STEPS) / item
-        whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(folder).tree)
-        with ocp.Checkpointer(handler) as checkpointer:
-            tree = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=whole))
-        for path, leaf in jax.tree.leaves_with_path(tree):
-            found.update(f"{item}{jax.tree_util.keystr(path)}".encode() + np.asarray(leaf).tobytes())
+    for path, array in saved_arrays(workdir, STEPS).items():
+        found.update(path.encode() + array.tobytes())
     return found.hexdigest()[:16]
 
 

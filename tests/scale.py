@@ -18,11 +18,11 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from rmt_jax.data import prepare_digits
 from rmt_jax.training.metrics import read_metrics
 from tests.conftest import QUICK_COMPILATION
+from tests.saved import saved_arrays
 from tests.training.conftest import tiny_words
 from tests.training.processes import Processes
 
@@ -104,17 +104,11 @@ def outcome(workdir: pathlib.Path) -> Outcome:
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     assert len(losses) == STEPS
     evaluation = next(row for row in rows if "val/loss" in row)
-    arrays: dict[str, np.ndarray] = {}
-    handler = ocp.PyTreeCheckpointHandler()
-    for item in ("model", "ema", "optimizer"):
-        folder = workdir.resolve() / "checkpoints" / str(STEPS) / item
-        # As NumPy's arrays: this process has other devices than those that saved.
-        whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(folder).tree)
-        with ocp.Checkpointer(handler) as checkpointer:
-            tree = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=whole))
-        for path, leaf in jax.tree.leaves_with_path(tree):
-            arrays[f"{item}/{jax.tree_util.keystr(path, simple=True, separator='/')}"] = np.asarray(leaf)
-    return Outcome(np.array(losses), {name: evaluation[name] for name in ("val/loss", "val_ema/loss")}, arrays)
+    return Outcome(
+        np.array(losses),
+        {name: evaluation[name] for name in ("val/loss", "val_ema/loss")},
+        saved_arrays(workdir, STEPS),
+    )
 
 
 def compare(ours: Outcome, expected: Outcome) -> Difference:

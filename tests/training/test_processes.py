@@ -8,12 +8,11 @@ import signal
 import subprocess
 import sys
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from rmt_jax.training.metrics import read_metrics
+from tests.saved import saved_arrays
 from tests.standin import Pictures
 from tests.training.conftest import REPOSITORY, tiny_words
 from tests.training.processes import Ended, Processes, free_port, logged_steps
@@ -46,12 +45,7 @@ def all_words(digits_dir: str) -> list[str]:
 
 
 def weights(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
-    with ocp.StandardCheckpointer() as checkpointer:
-        trees = {item: checkpointer.restore(workdir / "checkpoints" / str(step) / item) for item in ("model", "ema")}
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
-        for path, leaf in jax.tree.leaves_with_path(trees)
-    }
+    return saved_arrays(workdir, step, ("model", "ema"))
 
 
 def losses(workdir: pathlib.Path) -> dict[int, float]:
