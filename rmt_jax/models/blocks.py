@@ -21,10 +21,9 @@ Gather = Callable[[Any], Any]
 
 
 def run_blocks(
-    blocks: Sequence[nnx.Module],
+    blocks: Sequence[Any],
     x: Array,
     keys: Array | None,
-    rates: Sequence[float],
     *,
     remat: Remat = "none",
     scan: bool = False,
@@ -33,17 +32,16 @@ def run_blocks(
     """x through all blocks, which have parameters only and are equal but for their values and drop path rates.
 
     Args:
-        blocks: called with (x, key, drop path rate).
+        blocks: modules called with (x, key, drop path rate), each with its own `drop_path.rate`.
         x: [batch height width channels].
         keys: one for each block, None for no drop path.
-        rates: of the drop path, one for each block.
         remat: what is recomputed in the backward pass instead of kept: "none"; "dots", all but the linear layers'
             outputs; "full", the whole block. Less memory, more time.
         scan: compile one block and loop over the stacked weights: quicker to compile. On TPUs it costs memory where
             nothing is recomputed, since all that is kept gets stacked.
         gather: applied to a block's weights just before it runs, and again where the block is recomputed.
     """
-    graph = nnx.graphdef(blocks[0])
+    graph, rates = nnx.graphdef(blocks[0]), [block.drop_path.rate for block in blocks]
     weights = [nnx.to_pure_dict(nnx.state(block)) for block in blocks]
 
     def run(x: Array, weights: Any, key: Array | None, rate: Array | float) -> Array:

@@ -168,10 +168,7 @@ class Block(nnx.Module):
         self.drop_path = DropPath(drop_path)
 
     def __call__(self, x: Map, key: Array | None = None, rate: Array | float | None = None) -> Map:
-        """[batch height width channels] -> the same shape; the key draws the drop path, None drops nothing.
-
-        rate: of the drop path, in place of the block's own.
-        """
+        """[batch height width channels] -> the same shape; the key draws the drop path, `rate` replaces its rate."""
         keys = (None, None) if key is None else jax.random.split(key)
         x = x + self.pos(x)
         x = x + self.drop_path(_scale(self.gamma_1, self.retention(self.retention_layer_norm(x))), keys[0], rate)
@@ -207,8 +204,7 @@ class Stage(nnx.Module):
 
     def __call__(self, x: Map, keys: Array | None = None) -> Map:
         """[batch height width channels] -> the same shape; one key a block, or None for no drop path."""
-        rates = [block.drop_path.rate for block in self.blocks]
-        return run_blocks(self.blocks, x, keys, rates, remat=self.remat, scan=self.scan, gather=self.gather)
+        return run_blocks(self.blocks, x, keys, remat=self.remat, scan=self.scan, gather=self.gather)
 
 
 class Backbone(nnx.Module):

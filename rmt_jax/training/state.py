@@ -75,20 +75,6 @@ def make_train_step(
 
     gradients = jax.value_and_grad(loss_fn, has_aux=True)
 
-    def accumulate(params: Tree, batch_stats: Tree, batch: Batch, key: Array) -> tuple[Tree, Tree, dict[str, Array]]:
-        def one_part(carry: tuple[Tree, Tree], part: tuple[Batch, Array]) -> tuple[tuple[Tree, Tree], Any]:
-            total, stats = carry
-            (_, (stats, metrics)), grads = gradients(params, stats, *part)
-            return (jax.tree.map(jnp.add, total, grads), stats), metrics
-
-        groups = len(batch["image"]) // task.inseparable
-        parts = jax.tree.map(lambda x: _deal(x, grad_accum_steps, together=len(x) // groups), batch)
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        keys = jax.random.split(key, grad_accum_steps)
-        (total, batch_stats), metrics = jax.lax.scan(one_part, (zeros, batch_stats), (parts, keys))
-        grads = jax.tree.map(lambda g: g / grad_accum_steps, total)
-        return grads, batch_stats, jax.tree.map(lambda m: m.mean(axis=0), metrics)
-
     def train_step(state: State, batch: Batch, frozen: Tree) -> tuple[State, dict[str, Array]]:
         batch, stop = take_stop(batch)
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
@@ -96,7 +82,10 @@ def make_train_step(
         if grad_accum_steps == 1:
             (_, (batch_stats, metrics)), grads = gradients(state["params"], state["batch_stats"], batch, key)
         else:
-            grads, batch_stats, metrics = accumulate(state["params"], state["batch_stats"], batch, key)
+            groups = len(batch["image"]) // task.inseparable
+            parts = jax.tree.map(lambda x: _deal(x, grad_accum_steps, together=len(x) // groups), batch)
+            keys = jax.random.split(key, grad_accum_steps)
+            grads, batch_stats, metrics = _accumulate(gradients, state["params"], state["batch_stats"], (parts, keys))
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         moved = {
@@ -112,6 +101,22 @@ def make_train_step(
         return _keep_unless(finite, moved, state), metrics | {"grad_norm": norm, "skipped": skipped} | stop
 
     return train_step
+
+
+def _accumulate(
+    gradients: Callable[..., Any], params: Tree, batch_stats: Tree, parts: tuple[Batch, Array]
+) -> tuple[Tree, Tree, dict[str, Array]]:
+    """(mean gradients, statistics after the last part, mean metrics) of parts stacked along the leading axis."""
+
+    def one_part(carry: tuple[Tree, Tree], part: tuple[Batch, Array]) -> tuple[tuple[Tree, Tree], Any]:
+        total, stats = carry
+        (_, (stats, metrics)), grads = gradients(params, stats, *part)
+        return (jax.tree.map(jnp.add, total, grads), stats), metrics
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    (total, batch_stats), metrics = jax.lax.scan(one_part, (zeros, batch_stats), parts)
+    grads = jax.tree.map(lambda g: g / len(parts[1]), total)
+    return grads, batch_stats, jax.tree.map(lambda m: m.mean(axis=0), metrics)
 
 
 def make_predict_step(

@@ -122,7 +122,7 @@ def test_confusion_picture(classes: int, tmp_path: pathlib.Path) -> None:
 
 
 def test_the_weights_are_where_the_mesh_wants_them(words: list[str], tmp_path: pathlib.Path) -> None:
-    config = parse(load_config("configs/digits.py", [*words, "--config.mesh.fsdp=2"]))
+    config = parse(load_config("configs/digits.py", [*words, "--config.mesh.fsdp=2", "--config.mesh.min_split=64"]))
     prepared = eval_setup.prepare_evaluation(config)
     given = Classifier(config.model.resolve(10), rngs=nnx.Rngs(1))
     arrays = {name: np.asarray(leaf) for name, leaf in flat_paths(model_arrays(given))}
