@@ -25,7 +25,9 @@ STEPS_PER_EPOCH = 625
 LABEL_MAP = (5, 18, 18)  # of a picture with token labels
 
 _EFFORT = "jax_exec_time_optimization_effort"
-_OUT_OF_MEMORY = re.compile(r"[Uu]sed ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
+# The compiler's two refusals: of everything, and of temporaries that alone are too large.
+_ALL_TOO_LARGE = re.compile(r"[Uu]sed ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
+_TEMPORARIES_TOO_LARGE = re.compile(r"temporaries \(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)")
 _UNIT = 8  # pictures a device that a search is exact to
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -87,7 +89,7 @@ def compile_step(
         traced = program.train_step.trace(program.abstract_state, batch, {})
         flops = count_flops(traced.jaxpr.jaxpr) / config.batch_size
         lowered, traced_at = traced.lower(), time.monotonic()
-        compiled, used = _compile(lowered)
+        compiled, refused = _compile(lowered, sum(state.values()) + inputs)
     step = Compiled(
         batch=config.batch_size,
         state=state,
@@ -104,7 +106,7 @@ def compile_step(
     )
     arguments = sum(state.values()) + inputs
     if compiled is None:
-        needed, limit = used
+        needed, limit = refused
         return dataclasses.replace(step, temporaries=needed - arguments, peak=needed, limit=limit), ""
     text, memory, cost = compiled.as_text() or "", compiled.memory_analysis(), compiled.cost_analysis() or {}
     temporaries = float(memory.temp_size_in_bytes) if memory is not None else math.nan
@@ -215,15 +217,15 @@ def _shard_bytes(tree: Any) -> float:
     )
 
 
-def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, tuple[float, float]]:
+def _compile(lowered: jax.stages.Lowered, arguments: float) -> tuple[jax.stages.Compiled | None, tuple[float, float]]:
     """The program, or None and (bytes needed, bytes there are) where the compiler finds too little memory."""
     try:
         return lowered.compile(), (0.0, 0.0)
     except jax.errors.JaxRuntimeError as error:
-        match = _OUT_OF_MEMORY.search(str(error))
-        if match is None:
-            raise
-        return None, (float(match[1]) * _UNITS[match[2]], float(match[3]) * _UNITS[match[4]])
+        for pattern, besides in ((_ALL_TOO_LARGE, 0.0), (_TEMPORARIES_TOO_LARGE, arguments)):
+            if match := pattern.search(str(error)):
+                return None, (float(match[1]) * _UNITS[match[2]] + besides, float(match[3]) * _UNITS[match[4]])
+        raise
 
 
 def _memory_limit(devices: Sequence[jax.Device], chip: Chip | None) -> float | None:
