@@ -26,6 +26,7 @@ _EVERY = 1.0  # seconds between two looks at the others
 _LOST_AFTER = 60.0  # seconds of silence; jax itself ends all processes, without a message, after 100
 _LOST_IN_TROUBLE = 5.0  # the same, when a collective has failed already
 _EXIT_WITHIN = 5.0  # seconds that a failing process gives the others to read its message
+_LAST_TO_LEAVE = 2.0  # seconds that the first process stays on after the last has ended: it serves the store
 _END_WITHIN = 600.0  # seconds that the first process at its end waits for the last one
 
 _NAMES, _STANDS, _ERRORS, _SEEN = "rmt_jax/names", "rmt_jax/stands", "rmt_jax/errors", "rmt_jax/seen"
@@ -69,6 +70,8 @@ class Hosts:
             self.status.enter(ENDED)
             self.barrier("ended", _END_WITHIN)
         self._stopped.set()
+        if self._client and self.index == 0:
+            time.sleep(_LAST_TO_LEAVE)
         self._thread.join()
 
     def name(self, index: int) -> str:
@@ -131,7 +134,8 @@ class Hosts:
             try:
                 self._look_at_others()
             except jax.errors.JaxRuntimeError:
-                if not self._stopped.is_set() and not self._failing:
+                # At the end the first process may leave while this one still asks it.
+                if not self._stopped.wait(_EVERY) and not self._failing:
                     self._stop_with(0, "does not answer; it was killed, or its machine or network is gone", 1)
 
     def _look_at_others(self) -> None:
