@@ -21,6 +21,8 @@ class Status:
 
     def enter(self, phase: str) -> None:
         """From now on it does this."""
+        if self._phase in _UNTIMED:  # the start and compilation do not count
+            self._progressed = self._clock()
         self._phase, self._since = phase, self._clock()
 
     def progressed(self) -> None:

@@ -32,6 +32,16 @@ def test_compilation_and_start_may_take_any_time() -> None:
     assert dog.check({"a": Stand("starting", 100.0, 100.0), "b": Stand("in step 3", 100.0, 100.0)}) is not None
 
 
+def test_time_counts_from_the_end_of_the_start() -> None:
+    clock = Clock()
+    status, dog = Status(clock), Watchdog(5.0)
+    clock.now = 100.0
+    with status.doing("waiting for data"):
+        assert dog.check({"a": status.stand()}) is None
+        clock.now = 105.0
+        assert dog.check({"a": status.stand()}) is not None
+
+
 def test_one_process_that_moves_is_enough() -> None:
     assert Watchdog(5.0).check({"a": Stand("evaluating", 9.0, 9.0), "b": Stand("evaluating", 9.0, 1.0)}) is None
 
