@@ -20,12 +20,8 @@ from tests.training.processes import Ended, Processes, free_port, logged_steps
 pytestmark = pytest.mark.slow
 
 EPOCHS = 4
-# Sums over the batch are taken in another order: the float32 noise of that, after 20 steps of AdamW.
-LOSS_ATOL, WEIGHT_ATOL = 2e-5, 2e-4
-# Feed straight into BatchNorm: their true gradient is zero, and AdamW makes whole steps of the rounding noise.
-NO_GRADIENT = re.compile(
-    r"patch_embed/proj/\d+/bias|downsample/reduction/bias|(^|/)proj/bias|blocks/0/ffn/(fc2|dwconv/conv)/bias"
-)
+# Sums over the batch are taken in another order: the float32 noise of that, relative to an array's largest value, or 1.
+BOUND = 1e-5
 
 
 def all_words(digits_dir: str) -> list[str]:
@@ -41,6 +37,11 @@ def all_words(digits_dir: str) -> list[str]:
         "--config.mix.cutmix=1.0",
         "--config.erasing=0.25",
         "--config.grad_accum_steps=2",
+        # Steps proportional to the gradient: at Adam's usual epsilon the biases before a BatchNorm, whose true gradient
+        # is zero, make whole steps of the rounding noise, and the running means behind them move along.
+        "--config.optimizer.epsilon=1.0",
+        "--config.optimizer.learning_rate=0.1",
+        "--config.schedule.warmup_epochs=0",
     ]
 
 
@@ -68,16 +69,14 @@ def assert_same_run(ours: pathlib.Path, expected: pathlib.Path) -> None:
     """Losses of every step, evaluations, final weights."""
     got, wanted = losses(ours), losses(expected)
     assert sorted(got) == sorted(wanted) == list(range(1, EPOCHS * 5 + 1))
-    furthest = {"loss": max(abs(got[step] - wanted[step]) for step in wanted)}
-    np.testing.assert_allclose(evaluations(ours), evaluations(expected), atol=LOSS_ATOL)
+    np.testing.assert_allclose([got[step] for step in wanted], list(wanted.values()), rtol=BOUND)
+    np.testing.assert_allclose(evaluations(ours), evaluations(expected), rtol=BOUND)
     mine, theirs = weights(ours, EPOCHS * 5), weights(expected, EPOCHS * 5)
     assert mine.keys() == theirs.keys()
-    compared = [name for name in mine if not NO_GRADIENT.search(name)]
-    assert len(compared) > 100
-    furthest["weights"] = max(float(np.abs(mine[name] - theirs[name]).max()) for name in compared)
-    print("furthest from one process:", furthest)
-    assert furthest["loss"] < LOSS_ATOL
-    assert furthest["weights"] < WEIGHT_ATOL
+    assert len(mine) > 200
+    for name, array in mine.items():
+        scale = max(1.0, float(np.abs(theirs[name]).max()))
+        np.testing.assert_allclose(array, theirs[name], rtol=0, atol=BOUND * scale, err_msg=name)
 
 
 @pytest.fixture(scope="module")
