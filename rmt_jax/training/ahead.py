@@ -151,8 +151,8 @@ def find_batch(
 ) -> Iterator[Compiled]:
     """Quick compilations on the way to the largest batch that fits; of those that fit the largest is the answer.
 
-    Memory is close to a straight line in the batch, so each next try is where the line through the last two meets the
-    limit. It ends when 8 pictures a device more do not fit, or a sixteenth more; below 16 when one more does not.
+    Memory is close to a straight line in the batch, so each next try is where the line through the last two, the first
+    being the state alone, meets the limit. It ends when 8 pictures a device more do not fit, or a sixteenth more; below 16 when one more does not.
 
     Args:
         config: its batch size is not used.
@@ -170,21 +170,18 @@ def find_batch(
     while refused > 1 and refused - fits > (1 if refused <= 2 * _UNIT else max(_UNIT, fits // 16)):
         compiled, _ = compile_step(with_batch(config, size, len(devices)), devices, chip, quick=True)
         yield compiled
-        peaks[size] = compiled.peak
+        peaks |= {0: sum(compiled.state.values()), size: compiled.peak}
         fits, refused = (max(fits, size), refused) if compiled.fits else (fits, min(refused, size))
         size = _next_size(peaks, fits, refused, float(compiled.limit or 0))
 
 
 def _next_size(peaks: Mapping[int, float], fits: int, refused: int | float, limit: float) -> int:
-    """Where the line through two measured peaks meets the limit, between what fits and what was refused."""
-    if not fits:
-        return int(refused) // 2
-    if len(peaks) == 1:
-        return 2 * fits
+    """Where the line through the two largest peaks meets the limit, between what fits and what was refused."""
     (low, a), (high, b) = sorted(peaks.items())[-2:]
     unit = 1 if refused <= 2 * _UNIT else _UNIT
     guess = (low + (limit - a) * (high - low) / max(b - a, 1.0)) // unit * unit
-    return int(min(max(min(guess, 8 * fits), fits + unit), refused - unit))
+    most = refused - unit if fits else refused // 2  # the state may be most of what was refused
+    return int(max(min(guess, most, 8 * fits or most), min(fits + unit, most), 1))
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from rmt_jax.training.config import Config, parse
 
 NOTHING = Compiled(
     batch=0,
-    state={},
+    state={"parameters": 1.0 * GIB},
     inputs=0.0,
     temporaries=0.0,
     peak=0.0,
