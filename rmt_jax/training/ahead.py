@@ -152,7 +152,8 @@ def find_batch(
     """Quick compilations on the way to the largest batch that fits; of those that fit the largest is the answer.
 
     Memory is close to a straight line in the batch, so each next try is where the line through the last two, the first
-    being the state alone, meets the limit. It ends when 8 pictures a device more do not fit, or a sixteenth more; below 16 when one more does not.
+    being the state alone, meets the limit. It ends when 8 pictures a device more do not fit, or a sixteenth more; below
+    16 when one more does not.
 
     Args:
         config: its batch size is not used.
