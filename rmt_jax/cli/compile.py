@@ -156,9 +156,6 @@ def _print_one(
         for kind, traffic in compiled.collectives.items():
             table.add_row(kind, str(traffic.runs), _size(float(traffic.bytes)))
         console.print(table)
-    if compiled.loops and compiled.bytes_accessed is not None and (config.model.scan or config.grad_accum_steps > 1):
-        note = "Bytes count the body of each loop once: --config.model.scan=False shows all of them."
-        console.print(note, highlight=False, soft_wrap=True)
     trace, compilation = compiled.seconds
     console.print(f"Traced in {trace:.0f} s, compiled in {compilation:.0f} s. Nothing was run.", highlight=False)
     if not compiled.fits:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from rmt_jax.training.chips import Chip
 from rmt_jax.training.config import Config
-from rmt_jax.training.cost import Traffic, collective_traffic, count_flops
+from rmt_jax.training.cost import Traffic, collective_traffic, count_flops, loop_factor
 from rmt_jax.training.program import Program, train_program, training_task
 from rmt_jax.training.sharding import batch_sharding, make_mesh
 
@@ -45,8 +45,8 @@ class Compiled:
         limit: memory of a device, None where it is not known.
         fits: whether the compiler took it, and the peak is within the limit.
         flops: of matrix products and convolutions, a picture, forward and backward.
-        bytes_accessed: between memory and chip, a picture, as the compiler counts; None without the program.
-        loops: of the program, whose bodies the compiler counts once in `bytes_accessed`.
+        bytes_accessed: between memory and chip, a picture, as the compiler counts, but loops as often as they run
+            (`loop_factor`); None without the program.
         collectives: {kind: Traffic} of a step.
         seconds: to trace and to compile.
     """
@@ -60,7 +60,6 @@ class Compiled:
     fits: bool
     flops: float
     bytes_accessed: float | None
-    loops: int
     collectives: dict[str, Traffic]
     seconds: tuple[float, float]
 
@@ -100,7 +99,6 @@ def compile_step(
         fits=False,
         flops=flops,
         bytes_accessed=None,
-        loops=0,
         collectives={},
         seconds=(traced_at - started, time.monotonic() - traced_at),
     )
@@ -113,14 +111,15 @@ def compile_step(
     # Only the compiler for TPUs means by the peak what does not fit.
     peak = float(memory.peak_memory_in_bytes) if chip is not None and memory is not None else arguments + temporaries
     # Of one device's program, so its pictures are those of one device.
-    accessed = cost["bytes accessed"] / (config.batch_size / len(devices)) if "bytes accessed" in cost else None
+    accessed = None
+    if "bytes accessed" in cost:
+        accessed = cost["bytes accessed"] * loop_factor(text) / (config.batch_size / len(devices))
     step = dataclasses.replace(
         step,
         temporaries=temporaries,
         peak=peak,
         fits=step.limit is None or peak <= step.limit,
         bytes_accessed=accessed,
-        loops=len(re.findall(r" while\(", text)),
         collectives=collective_traffic(text, len(devices)),
     )
     return step, text

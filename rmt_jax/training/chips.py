@@ -24,6 +24,7 @@ class Chip:
         flops: bfloat16 operations a second, additions and multiplications counted apart.
         bandwidth: bytes a second between memory and chip.
         links: bytes a second between the chip and all its neighbours of the slice.
+        cores: libtpu's name for how its cores are used; of v4 it would offer each of the two as a device.
     """
 
     name: str
@@ -31,10 +32,11 @@ class Chip:
     flops: float
     bandwidth: float
     links: float
+    cores: str = "default"
 
 
 CHIPS = {
-    "v4": Chip("v4", memory=30.75 * GIB, flops=275e12, bandwidth=1228e9, links=300e9),
+    "v4": Chip("v4", memory=30.75 * GIB, flops=275e12, bandwidth=1228e9, links=300e9, cores="megacore"),
     "v5e": Chip("v5e", memory=15.75 * GIB, flops=197e12, bandwidth=819e9, links=200e9),
     "v5p": Chip("v5p", memory=95.74 * GIB, flops=459e12, bandwidth=2765e9, links=600e9),
     "v6e": Chip("v6e", memory=31.25 * GIB, flops=918e12, bandwidth=1638e9, links=448e9),
@@ -80,7 +82,9 @@ def open_topology(name: str, slices: int = 1) -> tuple[Chip, list[jax.Device]]:
     for variable, value in _COMPILER_ONLY.items():
         os.environ.setdefault(variable, value)
     try:
-        topology = topologies.get_topology_desc(platform="tpu", topology_name=layout, num_slices=slices)
+        topology = topologies.get_topology_desc(
+            platform="tpu", topology_name=layout, num_slices=slices, chip_config_name=chip.cores
+        )
     except Exception as error:  # jax raises several kinds: no libtpu, and shapes that it refuses
         hint = " Compiling for TPUs needs libtpu: pip install 'rmt-jax[tpu]'." if "libtpu" in str(error).lower() else ""
         raise ValueError(f"--topology={name} cannot be opened: {str(error).splitlines()[0]}.{hint}") from error

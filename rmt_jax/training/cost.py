@@ -1,13 +1,14 @@
-"""Operations of a traced program, and the collectives of a compiled one."""
+"""Operations of a traced program; the collectives of a compiled one, and what its loops add to its memory traffic."""
 
 import collections
 import dataclasses
-import functools
 import math
 import re
 from typing import Any
 
 import jax
+
+from rmt_jax.training.hlo import Instruction, array_sizes, computations, count_runs, instructions
 
 
 def count_flops(jaxpr: Any) -> int:
@@ -53,15 +54,9 @@ class Traffic:
     bytes: int
 
 
-_HEADER = re.compile(r"^(ENTRY )?%?([\w.-]+) \(")
 _COLLECTIVE = re.compile(r"= (.+?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\(")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _GROUPS = re.compile(r"replica_groups=(mesh.*?\{.*?\}|\[[\d,]+\]<=|\{\{[\d,]+\}|\{\})")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.-]+)")
-_TRIPS = re.compile(r"known_trip_count\D+(\d+)")
-_CONDITION = re.compile(r"condition=%?([\w.-]+)")
-_LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
-_ARRAY = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 
 
 def collective_traffic(hlo: str, devices: int) -> dict[str, Traffic]:
@@ -75,8 +70,8 @@ def collective_traffic(hlo: str, devices: int) -> dict[str, Traffic]:
         hlo: the compiled text.
         devices: in the whole mesh.
     """
-    bodies = _computations(hlo)
-    runs, found = _runs(bodies), collections.defaultdict[str, list[int]](lambda: [0, 0])
+    bodies = computations(hlo)
+    runs, found = count_runs(bodies), collections.defaultdict[str, list[int]](lambda: [0, 0])
     seen: set[tuple[str, str]] = set()
     for name, lines in bodies.items():
         for line in lines:
@@ -93,7 +88,9 @@ def collective_traffic(hlo: str, devices: int) -> dict[str, Traffic]:
                 seen.add(identity)
             if name.startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"
-            sent = _result_bytes(result, of_start=bool(start)) * _share(kind, line, devices, whole=kind in name)
+            # The result of an asynchronous start holds operand, result and semaphores.
+            size = max(array_sizes(result)) if start else sum(array_sizes(result))
+            sent = size * _share(kind, line, devices, whole=kind in name)
             found[kind][0] += runs[name]
             found[kind][1] += round(runs[name] * sent)
     return {kind: Traffic(*values) for kind, values in sorted(found.items())}
@@ -111,53 +108,6 @@ def _share(kind: str, line: str, devices: int, *, whole: bool) -> float:
     return share * members if kind == "reduce-scatter" and not whole else share
 
 
-def _computations(hlo: str) -> dict[str, list[str]]:
-    """{name: lines}; the entry's name is "ENTRY"."""
-    found: dict[str, list[str]] = {}
-    for line in hlo.splitlines():
-        header = _HEADER.match(line) if line.endswith("{") else None
-        if header is not None:
-            lines = found.setdefault("ENTRY" if header[1] else header[2], [])
-        elif line.startswith(" "):
-            lines.append(line)
-    return found
-
-
-def _runs(bodies: dict[str, list[str]]) -> dict[str, int]:
-    """How often each computation runs in a step; a loop of which the compiler does not know how often counts once."""
-    callers: dict[str, list[tuple[str, int]]] = {name: [] for name in bodies}
-    for name, lines in bodies.items():
-        for line in lines:
-            trips = _trip_count(line, bodies) if " while(" in line else 1
-            for called in set(_CALLED.findall(line)) & bodies.keys():
-                callers[called].append((name, trips))
-
-    @functools.cache
-    def count(name: str) -> int:
-        return 1 if name == "ENTRY" else sum(times * count(caller) for caller, times in callers[name])
-
-    return {name: count(name) for name in bodies}
-
-
-def _trip_count(line: str, bodies: dict[str, list[str]]) -> int:
-    """As the loop's line says, or as its condition does, which for a scan compares a counter with a constant."""
-    if known := _TRIPS.search(line):
-        return int(known[1])
-    condition = _CONDITION.search(line)
-    lines = bodies.get(condition[1], []) if condition else []
-    limits = [int(match[1]) for match in map(_LIMIT.search, lines) if match]
-    return limits[0] if len(limits) == 1 and any("direction=LT" in text for text in lines) else 1
-
-
-def _result_bytes(result: str, *, of_start: bool) -> int:
-    """Bytes of a result; that of an asynchronous start holds operand, result and semaphores: the largest array."""
-    sizes = [
-        math.prod(int(size) for size in shape.split(",") if size) * max(8, int(bits or 8)) // 8
-        for bits, shape in _ARRAY.findall(result)
-    ]
-    return max(sizes) if of_start else sum(sizes)
-
-
 def _group_size(groups: str, devices: int) -> int:
     """Members of each group, of the text's forms {{0,1},{2,3}}, [4,2]<=[8] and mesh['axis'=4,...] {'axis'}."""
     if groups.startswith("mesh"):
@@ -166,3 +116,89 @@ def _group_size(groups: str, devices: int) -> int:
     if groups.startswith("["):
         return int(groups.strip("[]<=").split(",")[-1])
     return len(groups.split(",")) if groups.startswith("{{") else devices
+
+
+# Their results are parts of what is there already, or are counted where they come from.
+_MOVES_NOTHING = {
+    *("parameter", "constant", "iota", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id"),
+    *("while", "conditional", "call", "copy-done", "async-done", "all-reduce-done", "collective-permute-done"),
+}
+_TAKES_PART = {"dynamic-slice", "slice", "gather"}
+
+
+def loop_factor(hlo: str) -> float:
+    """How many times more bytes a program moves than if the body of each loop ran once, as XLA's cost analysis has it.
+
+    Operands and results of all instructions are added up, of fused slices and updates the part that is touched. Only
+    the ratio is of use: the compiler's own sum has paddings besides. RMT-T with scanned blocks comes within 3 % of the
+    compiler's count for the unrolled program.
+    """
+    bodies = computations(hlo)
+    runs, parsed = count_runs(bodies), {name: instructions(lines) for name, lines in bodies.items()}
+    fusions = _Fusions(parsed)
+    fused = {one.calls for body in parsed.values() for one in body if one.kind == "fusion"}
+    once = total = 0
+    for name, body in parsed.items():
+        if name in fused or not runs[name]:
+            continue
+        results = {one.name: sum(array_sizes(one.result)) for one in body}
+        moved = sum(_moved(one, results, fusions) for one in body if one.kind not in _MOVES_NOTHING)
+        once, total = once + moved, total + moved * runs[name]
+    return total / once if once else 1.0
+
+
+def _moved(one: Instruction, results: dict[str, int], fusions: "_Fusions") -> int:
+    """Bytes that an instruction reads and writes."""
+    operands = [results.get(operand, 0) for operand in one.operands]
+    if one.kind in _TAKES_PART:
+        return 2 * results[one.name]
+    if one.kind == "dynamic-update-slice":
+        return 2 * operands[1]
+    if one.kind == "fusion":
+        read = [fusions.read(one.calls, index) for index in range(len(operands))]
+        whole = [size if part is None else min(size, part) for size, part in zip(operands, read, strict=True)]
+        return fusions.written(one.calls) + sum(whole)
+    return results[one.name] + sum(operands)
+
+
+class _Fusions:
+    """What fused computations read of their operands and write of their results."""
+
+    def __init__(self, parsed: dict[str, list[Instruction]]):
+        self._parsed = parsed
+
+    def read(self, name: str, index: int) -> int | None:
+        """Bytes read of a parameter, None for all of it."""
+        parameter = next(one.name for one in self._parsed[name] if one.kind == "parameter" and one.inside == str(index))
+        return self._read(name, parameter)
+
+    def _read(self, name: str, value: str) -> int | None:
+        parts = [
+            self._read_by(name, one, position)
+            for one in self._parsed[name]
+            for position, operand in enumerate(one.operands)
+            if operand == value
+        ]
+        known = [part for part in parts if part is not None]
+        return sum(known) if len(known) == len(parts) else None
+
+    def _read_by(self, name: str, user: Instruction, position: int) -> int | None:
+        if user.kind in _TAKES_PART and position == 0:
+            return sum(array_sizes(user.result))
+        if user.kind == "dynamic-update-slice" and position == 0:
+            return 0
+        if user.kind == "bitcast":
+            return self._read(name, user.name)
+        return self.read(user.calls, position) if user.kind == "fusion" else None
+
+    def written(self, name: str) -> int:
+        """Bytes written of the result."""
+        body = {one.name: one for one in self._parsed[name]}
+        return self._written(body, next(one for one in body.values() if one.is_root))
+
+    def _written(self, body: dict[str, Instruction], one: Instruction) -> int:
+        if one.kind == "dynamic-update-slice":
+            return sum(array_sizes(body[one.operands[1]].result))
+        if one.kind in ("bitcast", "tuple"):
+            return sum(self._written(body, body[operand]) for operand in one.operands)
+        return sum(array_sizes(one.result))

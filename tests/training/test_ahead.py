@@ -21,7 +21,6 @@ NOTHING = Compiled(
     fits=True,
     flops=0.0,
     bytes_accessed=None,
-    loops=0,
     collectives={},
     seconds=(0.0, 0.0),
 )
