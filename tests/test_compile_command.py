@@ -9,6 +9,7 @@ import pytest
 
 from rmt_jax.cli import main
 from rmt_jax.training.chips import open_topology
+from rmt_jax.training.sharding import MeshConfig, make_mesh
 from tests.training.conftest import TINY
 
 WORDS = [f"--config.model.architecture.{key}={value}" for key, value in TINY.items()]
@@ -64,6 +65,15 @@ def test_a_tpu_slice_without_a_tpu(
         assert "all-gather" in program.read_text()
     else:
         assert "use a smaller batch" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "chips"), [("v4-32", 16), ("v5e:4x4", 16), ("v5p-32", 16), ("v6e-16", 16)])
+def test_a_device_for_each_chip(name: str, chips: int) -> None:
+    chip, devices = open_topology(name)
+    assert len(devices) == chips
+    assert make_mesh(MeshConfig(-1, 4), devices).shape == {"data": 4, "fsdp": 4}
+    assert chip.name == re.split("[:-]", name)[0]
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
-"""Operations and collectives are counted as often as they run."""
+"""Operations, collectives and bytes are counted as often as they run."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from rmt_jax.models.flops import count_flops as count_multiply_accumulates
-from rmt_jax.training.cost import Traffic, collective_traffic, count_flops
+from rmt_jax.training.cost import Traffic, collective_traffic, count_flops, loop_factor
 from rmt_jax.training.sharding import MeshConfig, batch_sharding, make_mesh, replicated
 from tests.models.small import abstract
 
@@ -126,3 +127,72 @@ def test_the_forms_of_tpu_programs() -> None:
         "collective-permute": Traffic(1, 64 * 8 * 2),
         "reduce-scatter": Traffic(1, matrix * 3 // 4),
     }
+
+
+LOOP_TEXT = """\
+HloModule jit_step
+
+%slice_of_weights (param_0: f32[18,64], param_1: s32[]) -> f32[64] {
+  %param_0 = f32[18,64]{1,0:T(8,128)} parameter(0)
+  %param_1 = s32[]{:T(128)} parameter(1)
+  %zero = s32[]{:T(128)} constant(0)
+  %taken = f32[1,64]{1,0:T(1,128)} dynamic-slice(%param_0, %param_1, %zero), dynamic_slice_sizes={1,64}
+  ROOT %shaped = f32[64]{0:T(128)} bitcast(%taken)
+}
+
+%kept (param_0: f32[18,64], param_1: f32[64], param_2: s32[]) -> f32[18,64] {
+  %param_0 = f32[18,64]{1,0:T(8,128)} parameter(0)
+  %param_1 = f32[64]{0:T(128)} parameter(1)
+  %param_2 = s32[]{:T(128)} parameter(2)
+  %row = f32[1,64]{1,0:T(1,128)} bitcast(%param_1)
+  ROOT %updated = f32[18,64]{1,0:T(8,128)} dynamic-update-slice(%param_0, %row, %param_2, %param_2)
+}
+
+%body (state: (s32[], f32[18,64], f32[18,64])) -> (s32[], f32[18,64], f32[18,64]) {
+  %state = (s32[]{:T(128)}, f32[18,64]{1,0:T(8,128)}, f32[18,64]{1,0:T(8,128)}) parameter(0)
+  %counter = s32[]{:T(128)} get-tuple-element(%state), index=0
+  %weights = f32[18,64]{1,0:T(8,128)} get-tuple-element(%state), index=1
+  %outputs = f32[18,64]{1,0:T(8,128)} get-tuple-element(%state), index=2
+  %weight = f32[64]{0:T(128)} fusion(%weights, %counter), kind=kLoop, calls=%slice_of_weights
+  %sine = f32[64]{0:T(128)} sine(%weight)
+  %result = f32[18,64]{1,0:T(8,128)} fusion(%outputs, %sine, %counter), kind=kLoop, calls=%kept
+  ROOT %next = (s32[]{:T(128)}, f32[18,64]{1,0:T(8,128)}, f32[18,64]{1,0:T(8,128)}) tuple(%counter, %weights, %result)
+}
+
+%condition (state: (s32[], f32[18,64], f32[18,64])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(18)
+  ROOT %lt = pred[]{:T(512)} compare(%counter, %limit), direction=LT
+}
+
+ENTRY %main (p: f32[18,64]) -> f32[18,64] {
+  %p = f32[18,64]{1,0:T(8,128)} parameter(0)
+  %start = (s32[]{:T(128)}, f32[18,64]{1,0:T(8,128)}, f32[18,64]{1,0:T(8,128)}) tuple(%zero, %p, %p)
+  %looped = (s32[], f32[18,64]{1,0}, f32[18,64]{1,0}) while(%start), condition=%condition, body=%body
+  %outputs = f32[18,64]{1,0:T(8,128)} get-tuple-element(%looped), index=2
+  ROOT %copy = f32[18,64]{1,0:T(8,128)} copy(%outputs)
+}
+"""
+
+
+def test_bytes_of_a_loop_with_slices_of_its_weights() -> None:
+    """Each turn reads one row and the counter, its sine, and writes one row; then all is copied."""
+    row = 64 * 4
+    turn, condition = (2 * row + 4) + 2 * row + (2 * row + 4), 1 + 4
+    copy = 2 * 18 * row
+    assert loop_factor(LOOP_TEXT) == pytest.approx(
+        (copy + 18 * (turn + condition)) / (copy + turn + condition), rel=1e-3
+    )
+
+
+def test_bytes_of_a_scan_are_those_of_the_unrolled_program() -> None:
+    def step(x: jax.Array, weights: jax.Array, unroll: bool) -> jax.Array:
+        return jax.lax.scan(lambda x, w: (jnp.sin(x @ w), None), x, weights, unroll=unroll)[0]
+
+    shapes = (jnp.ones((256, 64)), jnp.ones((6, 64, 64)))
+    scanned, unrolled = (
+        jax.jit(functools.partial(step, unroll=unroll)).lower(*shapes).compile() for unroll in (False, True)
+    )
+    factor = loop_factor(scanned.as_text())
+    assert 4 < factor < 6
+    found, expected = (compiled.cost_analysis()["bytes accessed"] for compiled in (scanned, unrolled))
+    assert found * factor == pytest.approx(expected, rel=0.1)
