@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from rmt_jax.cli.output import check_output, format_size
 from rmt_jax.models import Remat
 
 if TYPE_CHECKING:  # the other commands do not need the training
@@ -46,7 +47,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--slices", type=int, default=1, metavar="N", help="so many of them (default: 1)")
     parser.add_argument("--batch", type=int, metavar="N", help="pictures a device (default: the recipe's batch)")
     parser.add_argument(
-        "--find-batch", action="store_true", help="the largest batch a device that fits, from --batch or 32 on"
+        "--find-batch",
+        action="store_true",
+        help="the largest batch a device that fits, to an eighth; --batch is tried first",
     )
     parser.add_argument(
         "--remat", choices=[*get_args(Remat), "all"], help="in place of the recipe's model.remat; all compares them"
@@ -100,10 +103,8 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("--hlo writes one program: not with --find-batch or --remat=all.")
     if options.slices > 1 and options.topology is None:
         raise ValueError("--slices needs --topology.")
-    for name in ("hlo", "json"):
-        path = getattr(options, name)
-        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-            raise ValueError(f"--{name}={path}: give the name of a file in a directory that exists.")
+    check_output(options.hlo, "--hlo")
+    check_output(options.json, "--json")
 
 
 def _devices(options: argparse.Namespace) -> "tuple[Chip | None, list[jax.Device]]":
@@ -126,11 +127,9 @@ def _find_batch(
     for compiled in find_batch(config, devices, chip, start=batch or 32):
         tried.append(compiled)
         verdict = "fits" if compiled.fits else "does not fit"
-        console.print(
-            f"remat {config.model.remat}, {compiled.batch // len(devices)} a device: {_size(compiled.peak)}, {verdict} "
-            f"({sum(compiled.seconds):.0f} s)",
-            highlight=False,
-        )
+        each, seconds = compiled.batch // len(devices), sum(compiled.seconds)
+        line = f"remat {config.model.remat}, {each} a device: {format_size(compiled.peak)}, {verdict} ({seconds:.0f} s)"
+        console.print(line, highlight=False)
     fitting = [compiled for compiled in tried if compiled.fits]
     return max(fitting, key=lambda compiled: compiled.batch) if fitting else tried[-1]
 
@@ -142,19 +141,19 @@ def _print_one(
     console.print(f"[bold]{title}[/bold]: batch {compiled.batch:,}, {each} a device", highlight=False)
     table = _table("memory of a device", "")
     for part, size in compiled.state.items():
-        table.add_row(part, _size(size))
-    table.add_row("batch", _size(compiled.inputs))
-    table.add_row("temporaries", _size(compiled.temporaries))
+        table.add_row(part, format_size(size))
+    table.add_row("batch", format_size(compiled.inputs))
+    table.add_row("temporaries", format_size(compiled.temporaries))
     table.add_section()
-    limit = f" of {_size(compiled.limit)}" if compiled.limit else ""
-    table.add_row("peak", f"{_size(compiled.peak)}{limit}: {'fits' if compiled.fits else 'does not fit'}")
+    limit = f" of {format_size(compiled.limit)}" if compiled.limit else ""
+    table.add_row("peak", f"{format_size(compiled.peak)}{limit}: {'fits' if compiled.fits else 'does not fit'}")
     console.print(table)
     for line in _work(compiled, each, chip):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if compiled.collectives:
         table = _table("collectives of a step", "number", "sent by a device")
         for kind, traffic in compiled.collectives.items():
-            table.add_row(kind, str(traffic.runs), _size(float(traffic.bytes)))
+            table.add_row(kind, str(traffic.runs), format_size(float(traffic.bytes)))
         console.print(table)
     trace, compilation = compiled.seconds
     console.print(f"Traced in {trace:.0f} s, compiled in {compilation:.0f} s. Nothing was run.", highlight=False)
@@ -174,8 +173,8 @@ def _print_policies(
         table.add_row(
             policy,
             str(compiled.batch // devices),
-            _size(compiled.temporaries),
-            _size(compiled.peak) + ("" if compiled.fits else ", does not fit"),
+            format_size(compiled.temporaries),
+            format_size(compiled.peak) + ("" if compiled.fits else ", does not fit"),
             f"{compiled.flops / 1e9:.1f}",
             accessed,
             "" if step is None else f"{step * 1e3:.0f} ms",
@@ -213,7 +212,3 @@ def _table(first: str, *others: str) -> Table:
     for heading in others:
         table.add_column(heading, justify="right")
     return table
-
-
-def _size(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -28,7 +28,6 @@ _EFFORT = "jax_exec_time_optimization_effort"
 # The compiler's two refusals: of everything, and of temporaries that alone are too large.
 _ALL_TOO_LARGE = re.compile(r"[Uu]sed ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
 _TEMPORARIES_TOO_LARGE = re.compile(r"temporaries \(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)")
-_UNIT = 8  # pictures a device that a search is exact to
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -151,8 +150,7 @@ def find_batch(
     """Quick compilations on the way to the largest batch that fits; of those that fit the largest is the answer.
 
     Memory is close to a straight line in the batch, so each next try is where the line through the last two, the first
-    being the state alone, meets the limit. It ends when 8 pictures a device more do not fit, or a sixteenth more; below
-    16 when one more does not.
+    being the state alone, meets the limit. The answer is exact to an eighth: see `_unit`.
 
     Args:
         config: its batch size is not used.
@@ -166,8 +164,8 @@ def find_batch(
     if _memory_limit(devices, chip) is None:
         raise ValueError("The largest batch cannot be found: the memory of these devices is not known.")
     peaks: dict[int, float] = {}
-    fits, refused, size = 0, math.inf, start
-    while refused > 1 and refused - fits > (1 if refused <= 2 * _UNIT else max(_UNIT, fits // 16)):
+    fits, refused, size = 0, math.inf, _round_down(start)
+    while refused - fits > _unit(fits):
         compiled, _ = compile_step(with_batch(config, size, len(devices)), devices, chip, quick=True)
         yield compiled
         peaks |= {0: sum(compiled.state.values()), size: compiled.peak}
@@ -175,13 +173,22 @@ def find_batch(
         size = _next_size(peaks, fits, refused, float(compiled.limit or 0))
 
 
+def _unit(size: int) -> int:
+    """Batches that are tried are multiples of this: the largest power of two that is an eighth of them or less."""
+    return 2 ** ((size // 8).bit_length() - 1) if size >= 8 else 1
+
+
+def _round_down(size: float | int) -> int:
+    return int(size) // _unit(int(size)) * _unit(int(size))
+
+
 def _next_size(peaks: Mapping[int, float], fits: int, refused: int | float, limit: float) -> int:
     """Where the line through the two largest peaks meets the limit, between what fits and what was refused."""
     (low, a), (high, b) = sorted(peaks.items())[-2:]
-    unit = 1 if refused <= 2 * _UNIT else _UNIT
-    guess = (low + (limit - a) * (high - low) / max(b - a, 1.0)) // unit * unit
-    most = refused - unit if fits else refused // 2  # the state may be most of what was refused
-    return int(max(min(guess, most, 8 * fits or most), min(fits + unit, most), 1))
+    guess = low + (limit - a) * (high - low) / max(b - a, 1.0)
+    most = refused - 1 if fits else refused // 2  # the state may be most of what was refused
+    guess = _round_down(min(guess, most, 8 * fits or most))
+    return max(guess, _round_down(min(fits + _unit(fits), most)), 1)
 
 
 @contextlib.contextmanager

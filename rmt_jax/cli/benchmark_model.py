@@ -1,0 +1,282 @@
+"""`rmt benchmark model | train | compile`: the speed of models and recipes, here or as a compiler for TPUs sees it."""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from rmt_jax.cli.output import check_output, describe_environment, format_size
+
+if TYPE_CHECKING:  # the other commands do not need the training
+    from rmt_jax.training.block_cost import Cost
+    from rmt_jax.training.config import Config
+    from rmt_jax.training.speed import Candidate
+    from rmt_jax.training.timing import Timing
+
+MODEL_DESCRIPTION = """\
+How fast a model classifies. With --vs torch beside it the PyTorch model of this repository's tests, with the same
+weights, in the same process and in turn: eager, channels-last and compiled. The best of the first two is what the
+ratio compares with, as the median over the rounds.
+
+  rmt benchmark model rmt_s --batch-size 8
+  rmt benchmark model rmt_t --batch-size 8 --vs torch --json rmt_t.json
+  rmt benchmark model rmt_s --batch-size 128 --dtype bfloat16 --topology v5e:2x2
+
+With --topology nothing is run: the forward pass and a block of each stage are compiled for TPU chips (libtpu), a batch
+for each; printed are operations and bytes of a picture, and the bytes if arguments were read and results written once.
+"""
+TRAIN_DESCRIPTION = """\
+How fast the training step of main.py runs: forward, backward, optimiser and moving average, without loading data. With
+--vs torch beside it the same in PyTorch, as for `rmt benchmark model`. What it costs on TPUs: see `rmt compile`.
+
+  rmt benchmark train rmt_s --batch-size 8 --vs torch
+  rmt benchmark train --config configs/rmt_s.py --batch-size 64
+"""
+COMPILE_DESCRIPTION = """\
+What passes before the first step is over: the package imported, the training step traced, compiled and run; then what
+the host does for each further step before it is free again.
+
+  rmt benchmark compile rmt_s --batch-size 8
+  JAX_COMPILATION_CACHE_DIR=/tmp/jax rmt benchmark compile rmt_s    the second time: from the cache
+"""
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def add_parsers(measures: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the three measures."""
+    for name, summary, description in (
+        ("model", "how fast a model classifies", MODEL_DESCRIPTION),
+        ("train", "how fast the training step runs", TRAIN_DESCRIPTION),
+        ("compile", "what passes before the first step is over", COMPILE_DESCRIPTION),
+    ):
+        parser = measures.add_parser(
+            name,
+            help=summary,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog="--config.KEY=VALUE changes a value of the recipe.",
+        )
+        parser.add_argument("model", nargs="?", metavar="MODEL", help="a name of `rmt models`")
+        parser.add_argument("--config", metavar="FILE", help="a recipe in place of a model")
+        parser.add_argument("--batch-size", type=int, metavar="N", help="pictures (default: 8, or the recipe's)")
+        parser.add_argument("--image-size", type=int, metavar="N", help="pixels along a side (default: 224)")
+        parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="to compute in (default: float32)")
+        parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write everything measured to this file")
+        if name != "compile":
+            parser.add_argument("--rounds", type=int, default=7, metavar="N", help="of each (default: 7)")
+            parser.add_argument("--vs", choices=["torch"], help="measure the PyTorch model beside it")
+        if name == "model":
+            parser.add_argument("--topology", metavar="NAME", help="compile for TPU chips such as v5e:2x2")
+        parser.set_defaults(run=_run, measure=name, config_words=[])
+
+
+def _run(options: argparse.Namespace) -> int:
+    from rmt_jax.training.metrics import replace_file
+
+    _check(options)
+    config = _config(options)
+    if options.measure == "compile":
+        result = _measure_start(config)
+    elif getattr(options, "topology", None) is not None:
+        result = _compile_for(config, options.topology)
+    else:
+        result = _measure(config, options)
+    if options.json is not None:
+        described = {"measure": options.measure, "config": dataclasses.asdict(config), **result}
+        content = described | {"environment": describe_environment(PACKAGES)}
+        replace_file(options.json, (json.dumps(content, indent=2, default=str) + "\n").encode())
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    if (options.model is None) == (options.config is None):
+        raise ValueError(f"rmt benchmark {options.measure}: give a model's name, such as rmt_s, or --config FILE.")
+    for name in ("batch_size", "image_size", "rounds"):
+        value = getattr(options, name, None)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')}={value}: expected 1 or more.")
+    if getattr(options, "topology", None) is not None and options.vs is not None:
+        raise ValueError("--topology runs nothing, so there is nothing to compare: leave out --vs.")
+    check_output(options.json, "--json")
+
+
+def _config(options: argparse.Namespace) -> "Config":
+    """The recipe, or a plain one for a model, with what the options say in its place."""
+    from rmt_jax.models import variant
+    from rmt_jax.training.ahead import with_batch
+    from rmt_jax.training.command_line import load_config
+    from rmt_jax.training.config import parse
+
+    if options.config is not None:
+        config = parse(load_config(options.config, options.config_words))
+    elif options.config_words:
+        raise ValueError(f"{options.config_words[0]}: this changes a recipe, which --config FILE gives.")
+    else:
+        variant(options.model)  # names the models there are
+        config = parse({"batch_size": 8, "model": {"name": options.model, "dtype": "float32"}})
+    if options.batch_size is not None:
+        config = with_batch(config, options.batch_size, 1)
+    if options.image_size is not None:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=options.image_size))
+    if options.dtype is not None:
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=options.dtype))
+    return config
+
+
+def _title(config: "Config") -> str:
+    size = config.data.image_size
+    return f"{config.model.name}, {config.model.dtype}, {config.batch_size} pictures of {size}x{size}"
+
+
+def _measure(config: "Config", options: argparse.Namespace) -> dict[str, Any]:
+    import jax
+
+    from rmt_jax.training.speed import forward_candidate, model_of, train_candidate
+    from rmt_jax.training.timing import time_in_turn
+
+    train = options.measure == "train"
+    others: list[Candidate] = []
+    failures: dict[str, str] = {}
+    model = model_of(config)
+    difference = None
+    if options.vs == "torch":
+        from rmt_jax.training.speed_torch import forward_difference, torch_candidates
+
+        others, failures = torch_candidates(config, model, train=train)
+        model.eval()
+        difference = forward_difference(config, model)
+        model.train()
+    ours = (train_candidate if train else forward_candidate)(config, model)
+    candidates = [ours, *others]
+    timings = time_in_turn({one.name: one.run for one in candidates}, rounds=options.rounds)
+    what = "training step" if train else "forward pass"
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    _print_timings(f"{what} of {_title(config)} on {device}", config, candidates, timings, failures)
+    if difference is not None:
+        _say(f"Same weights: logits differ by {difference:.1e} of the largest (float32, highest precision).")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    _say(f"Peak memory of this process: {format_size(peak)}. {options.rounds} rounds, every form in each.")
+    return {
+        "devices": device,
+        "seconds": {name: timing.rounds for name, timing in timings.items()},
+        "images_per_second": {name: config.batch_size / timing.median for name, timing in timings.items()},
+        "ratio": _ratio(timings),
+        "program_bytes": ours.memory,
+        "process_bytes": peak,
+        "failures": failures,
+        "difference": difference,
+    }
+
+
+def _ratio(timings: "dict[str, Timing]") -> dict[str, Any] | None:
+    """How many times faster than the better of PyTorch's two ways of running it as it is written."""
+    from rmt_jax.training.speed_torch import CHANNELS_LAST, EAGER
+    from rmt_jax.training.timing import ratio
+
+    others = [name for name in (EAGER, CHANNELS_LAST) if name in timings]
+    if not others:
+        return None
+    best = min(others, key=lambda name: timings[name].median)
+    return {"to": best, "value": ratio(timings[best], timings["rmt_jax"])}
+
+
+def _print_timings(
+    title: str,
+    config: "Config",
+    candidates: "Sequence[Candidate]",
+    timings: "dict[str, Timing]",
+    failures: dict[str, str],
+) -> None:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("", style="cyan", no_wrap=True)
+    for heading in ("images/s", "ms a batch", "from", "to", "program"):
+        table.add_column(heading, justify="right")
+    for one in candidates:
+        timing = timings[one.name]
+        table.add_row(
+            one.name,
+            f"{config.batch_size / timing.median:,.1f}",
+            *(f"{seconds * 1e3:,.1f}" for seconds in (timing.median, min(timing.rounds), max(timing.rounds))),
+            "" if one.memory is None else format_size(one.memory),
+        )
+    Console().print(table)
+    for name, reason in failures.items():
+        _say(f"{name} does not work: {reason}")
+    if (found := _ratio(timings)) is not None:
+        _say(f"rmt_jax is {found['value']:.2f} times as fast as {found['to']} (median of the rounds).")
+
+
+def _measure_start(config: "Config") -> dict[str, Any]:
+    from rmt_jax.training.speed import dispatch_seconds, model_of, train_candidate
+
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import rmt_jax"], check=True)
+    rows = {"import rmt_jax, in a process of its own": time.perf_counter() - started}
+    started = time.perf_counter()
+    model = model_of(config)
+    rows["draw the weights"] = time.perf_counter() - started
+    ours = train_candidate(config, model)
+    if ours.compilation is not None:
+        rows |= {
+            "trace the training step": ours.compilation.trace,
+            "compile it": ours.compilation.compile,
+            "run it for the first time": ours.compilation.first_run,
+        }
+    dispatch = dispatch_seconds(ours)
+    table = Table(title=f"Start of {_title(config)}", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("", style="cyan", no_wrap=True)
+    table.add_column("seconds", justify="right")
+    for name, seconds in rows.items():
+        table.add_row(name, f"{seconds:.2f}")
+    Console().print(table)
+    if dispatch is not None:
+        _say(f"Each further step keeps the host for {dispatch * 1e3:.1f} ms.")
+    return {"seconds": rows, "dispatch_seconds": dispatch}
+
+
+def _compile_for(config: "Config", topology: str) -> dict[str, Any]:
+    from rmt_jax.training.ahead import with_batch
+    from rmt_jax.training.block_cost import block_costs, forward_cost
+    from rmt_jax.training.chips import open_topology
+
+    chip, devices = open_topology(topology)
+    spread = with_batch(config, config.batch_size, len(devices))
+    costs = [forward_cost(spread, devices), *block_costs(spread, devices)]
+    table = Table(title=f"{_title(config)} a chip, for {chip.name}", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("a picture", style="cyan")
+    for heading in ("blocks", "GFLOP", "MB", "read and\nwritten once", "times\nthat", "arithmetic\nus", "memory\nus"):
+        table.add_column(heading, justify="right")
+    table.add_column("temporaries\na chip", justify="right")
+    for cost in costs:
+        table.add_row(
+            cost.name,
+            str(cost.count or ""),
+            f"{cost.flops / 1e9:.2f}",
+            f"{cost.bytes / 1e6:.1f}",
+            f"{cost.floor / 1e6:.1f}",
+            f"{cost.bytes / cost.floor:.1f}",
+            f"{cost.flops / chip.flops * 1e6:.1f}",
+            f"{cost.bytes / chip.bandwidth * 1e6:.1f}",
+            format_size(cost.temporaries),
+        )
+    Console().print(table)
+    _say(f"Compiler's figures of unrolled programs for {topology}; nothing was run.")
+    return {"topology": topology, "costs": [_cost_json(cost) for cost in costs]}
+
+
+def _cost_json(cost: "Cost") -> dict[str, Any]:
+    return dataclasses.asdict(cost)
+
+
+def _say(line: str) -> None:
+    Console().print(line, highlight=False, markup=False, soft_wrap=True)
