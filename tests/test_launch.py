@@ -54,6 +54,9 @@ def test_jobset_starts_all_hosts_again_but_for_errors_of_the_run() -> None:
     assert job["spec"]["failurePolicy"]["rules"][0]["action"] == "FailJobSet"
     pod = slices["template"]["spec"]
     assert rule["onExitCodes"]["containerName"] == pod["containers"][0]["name"]
+    mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+    [shared_memory] = [volume for volume in pod["volumes"] if volume["name"] == mounts["/dev/shm"]]
+    assert shared_memory["emptyDir"] == {"medium": "Memory"}
 
 
 @pytest.mark.parametrize(
