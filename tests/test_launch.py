@@ -37,6 +37,22 @@ def executable(path: pathlib.Path, body: str) -> None:
     path.chmod(0o755)
 
 
+def restart(folder: pathlib.Path, *command: str) -> subprocess.Popen[bytes]:
+    """restart.sh around a command that is running: it has made the file `ready`."""
+
+    def as_in_a_terminal() -> None:  # tests may run in the background or under nohup
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+    process = subprocess.Popen(
+        [str(RESTART), ".", *command], cwd=folder, start_new_session=True, preexec_fn=as_in_a_terminal
+    )
+    deadline = time.monotonic() + 30
+    while not (folder / "ready").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return process
+
+
 @pytest.mark.parametrize("script", sorted(LAUNCH.glob("*.sh")), ids=lambda path: path.name)
 def test_scripts_are_bash_and_say_what_was_run(script: pathlib.Path) -> None:
     checked = call(["bash", "-n", str(script)], REPOSITORY)
@@ -68,6 +84,9 @@ def test_jobset_starts_all_hosts_again_but_for_errors_of_the_run() -> None:
         pytest.param("130", 130, 1, id="ctrl-c"),
         pytest.param("143 143+ 143 0", 0, 4, id="progress starts the count anew"),
         pytest.param("143+ 143 143 0", 143, 3, id="no progress"),
+        pytest.param("75 143+ 75 0", 0, 4, id="try again"),
+        pytest.param("143+ 143 75 0", 75, 3, id="no progress, the last to be tried again"),
+        pytest.param("134", 134, 1, id="aborted"),
     ],
 )
 def test_restarts_while_preempted(tmp_path: pathlib.Path, codes: str, last: int, starts: int) -> None:
@@ -75,24 +94,54 @@ def test_restarts_while_preempted(tmp_path: pathlib.Path, codes: str, last: int,
     done = call([str(RESTART), "-n2", "-d0", ".", "bash", "-c", COMMAND], tmp_path)
     assert done.returncode == last, done.stderr
     assert len((tmp_path / "starts").read_text().splitlines()) == starts
-    assert ("without a new checkpoint" in done.stderr) == (last == 143)
+    assert ("without a new checkpoint" in done.stderr) == (last in (143, 75))
 
 
-def test_a_signal_to_the_wrapper_goes_on_and_ends_it(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "the terminal is closed"])
+def test_a_signal_to_the_wrapper_goes_on_and_ends_it(tmp_path: pathlib.Path, sent: signal.Signals) -> None:
     body = "trap 'touch got; exit 143' TERM; touch ready; while :; do sleep 0.05; done"
-    process = subprocess.Popen([str(RESTART), ".", "bash", "-c", body], cwd=tmp_path)
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
+    process = restart(tmp_path, "bash", "-c", body)
+    process.send_signal(sent)
     assert process.wait(timeout=30) == 143
     assert (tmp_path / "got").exists()
 
 
-def test_restart_says_how_it_is_used(tmp_path: pathlib.Path) -> None:
-    done = call([str(RESTART), "only-a-workdir"], tmp_path)
+def test_ctrl_c_in_a_terminal_reaches_the_command_once(tmp_path: pathlib.Path) -> None:
+    # A second one would end the run without saving.
+    body = (
+        "import pathlib, signal, sys, time; got = []; signal.signal(signal.SIGINT, lambda *_: got.append(1)); "
+        "pathlib.Path('ready').touch(); deadline = time.monotonic() + 30\n"
+        "while not got and time.monotonic() < deadline: time.sleep(0.01)\n"
+        "time.sleep(0.5); sys.exit(130 if len(got) == 1 else 1)"
+    )
+    process = restart(tmp_path, sys.executable, "-c", body)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+    assert process.wait(timeout=60) == 130
+
+
+def test_the_exit_code_of_the_command_counts_after_a_signal(tmp_path: pathlib.Path) -> None:
+    body = "trap 'exit 1' TERM; touch ready; while :; do sleep 0.01; done"
+    process = restart(tmp_path, "bash", "-c", body)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 1
+
+
+def test_restart_waits_longer_for_what_has_to_pass(tmp_path: pathlib.Path) -> None:
+    executable(tmp_path / "bin/sleep", 'echo "$1" >> slept\n')
+    (tmp_path / "codes").write_text("143\n75\n0\n")
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    done = call([str(RESTART), "-d", "10", ".", "bash", "-c", COMMAND], tmp_path, PATH=path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "slept").read_text().split() == ["10", "60"]
+
+
+@pytest.mark.parametrize("words", [["only-a-workdir"], ["-n", "many", ".", "true"]])
+def test_restart_says_how_it_is_used(tmp_path: pathlib.Path, words: list[str]) -> None:
+    done = call([str(RESTART), *words], tmp_path)
     assert done.returncode == 2
     assert "launch/restart.sh [-n TRIES]" in done.stderr
+    assert "six times as long after 75" in done.stderr
+    assert done.stderr.endswith("no new start after it.\n")
 
 
 @pytest.mark.parametrize(
