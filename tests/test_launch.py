@@ -145,20 +145,46 @@ def test_restart_says_how_it_is_used(tmp_path: pathlib.Path, words: list[str]) -
 
 
 @pytest.mark.parametrize(
-    ("code", "restarts", "requeued"), [(0, 0, False), (1, 0, False), (143, 0, True), (143, 100, False)]
+    ("code", "restarts", "requeued"),
+    [(0, 0, False), (1, 0, False), (2, 0, False), (253, 0, False), (143, 100, False), (75, 100, False)]
+    + [(code, 0, True) for code in (143, 75, 134, 137)],
 )
-def test_slurm_requeues_what_was_preempted(tmp_path: pathlib.Path, code: int, restarts: int, requeued: bool) -> None:
+def test_slurm_requeues_what_was_preempted_or_lost(
+    tmp_path: pathlib.Path, code: int, restarts: int, requeued: bool
+) -> None:
     executable(tmp_path / "bin/srun", f'echo "$@" > srun.log\nexit {code}\n')
-    executable(tmp_path / "bin/scontrol", 'echo "$@" > scontrol.log\n')
-    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
-    script = str(LAUNCH / "slurm_gpu.sh")
-    variables = {"PATH": path, "SLURM_JOB_ID": "42", "SLURM_RESTART_COUNT": str(restarts)}
-    done = call(["bash", script, "--config", "c.py"], tmp_path, **variables)
+    done = slurm(tmp_path, SLURM_RESTART_COUNT=str(restarts), SLURM_CPUS_PER_TASK="12")
     assert done.returncode == code
-    assert (tmp_path / "srun.log").read_text().endswith("main.py --config c.py\n")
+    words = (tmp_path / "srun.log").read_text()
+    assert words.endswith("main.py --config c.py\n")
+    assert "--cpus-per-task=12 " in words
     assert (tmp_path / "scontrol.log").exists() == requeued
     if requeued:
         assert (tmp_path / "scontrol.log").read_text() == "requeue 42\n"
+
+
+def test_slurm_without_a_number_of_cpus(tmp_path: pathlib.Path) -> None:
+    executable(tmp_path / "bin/srun", 'printf "%s\\n" "$@" > srun.log\n')
+    done = slurm(tmp_path, SLURM_JOB_NAME="rmt")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "srun.log").read_text().split() == (
+        ["--kill-on-bad-exit=0", "--wait=180", ".venv/bin/python", "main.py", "--config", "c.py"]
+    )
+
+
+@pytest.mark.parametrize(("remaining", "requeued"), [(3600, False), (-1, True)], ids=["scancel", "time limit"])
+def test_slurm_does_not_requeue_what_was_cancelled(tmp_path: pathlib.Path, remaining: int, requeued: bool) -> None:
+    executable(tmp_path / "bin/srun", "kill -s TERM $PPID\nexit 143\n")
+    done = slurm(tmp_path, SLURM_JOB_END_TIME=str(int(time.time()) + remaining))
+    assert done.returncode == 143
+    assert (tmp_path / "scontrol.log").exists() == requeued
+
+
+def slurm(folder: pathlib.Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    executable(folder / "bin/scontrol", 'echo "$@" > scontrol.log\n')
+    path = f"{folder / 'bin'}:{os.environ['PATH']}"
+    script = str(LAUNCH / "slurm_gpu.sh")
+    return call(["bash", script, "--config", "c.py"], folder, PATH=path, SLURM_JOB_ID="42", **variables)
 
 
 # One queued resource, in ./state; the hosts' exit code comes from ./codes, where "gone" preempts the slice.
