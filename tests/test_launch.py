@@ -187,38 +187,177 @@ def slurm(folder: pathlib.Path, **variables: str) -> subprocess.CompletedProcess
     return call(["bash", script, "--config", "c.py"], folder, PATH=path, SLURM_JOB_ID="42", **variables)
 
 
-# One queued resource, in ./state; the hosts' exit code comes from ./codes, where "gone" preempts the slice.
+# One queued resource, in ./state; `ssh` runs the command, in the folder of the node as home. A describe fails for
+# another reason than that there is none where ./describe has "down" in its next line.
 GCLOUD = """
 echo "$*" >> calls
 case "$*" in
-  *"queued-resources create"*) echo ACTIVE > state ;;
+  *"queued-resources create"*)
+    [ ! -e state ] || { echo "ERROR: ALREADY_EXISTS: Resource exists" >&2; exit 1; }
+    [ ! -e refused ] || { echo "ERROR: PERMISSION_DENIED: no" >&2; exit 1; }
+    echo ACTIVE > state ;;
   *"queued-resources delete"*) rm state ;;
-  *"queued-resources describe"*) cat state ;;
-  *"cat ~/rmt.code"*)
-    code=$(head -n 1 codes); sed -i 1d codes
-    if [ "$code" = gone ]; then echo SUSPENDED > state; else echo "$code"; fi ;;
-  *checkpoints*) grep -c create calls ;;
+  *"queued-resources describe"*)
+    answer=$(head -n 1 describe 2>/dev/null); [ ! -e describe ] || sed -i 1d describe
+    [ "$answer" != down ] || { echo "ERROR: (gcloud) UNAVAILABLE: The service is down" >&2; exit 1; }
+    cat state 2>/dev/null || { echo "ERROR: (gcloud) NOT_FOUND: Resource 'rmt' was not found." >&2; exit 1; } ;;
+  *"tpu-vm ssh"*)
+    [ "$(cat state)" = ACTIVE ] || exit 1
+    export ROOT=$PWD HOME=$PWD/$5
+    for word; do case $word in --command=*) cd && exec bash -c "${word#--command=}" ;; esac; done ;;
+esac
+"""
+
+# What the hosts have: a session ends before this returns, so there is none when somebody asks.
+TMUX = """
+case $1 in
+  has-session) exit 1 ;;
+  new-session) echo "${!#}" >> ~/sessions; sh -c "${!#}"; exit 0 ;;
+esac
+"""
+
+# Ends with the next exit code of ./codes, with a checkpoint where there is a + behind it; "gone" preempts the slice,
+# "rebooted" ends the session too.
+PYTHON = """
+printf '%s\\0' "$@" > ~/arguments
+grep SigIgn /proc/$$/status > ~/ignored
+case $HOME in *-1) exit 143 ;; esac
+cd "$ROOT"; echo start >> starts
+code=$(head -n 1 codes); sed -i 1d codes
+case $code in *+) mkdir -p "$WORKDIR/checkpoints/$(wc -l < starts)" ;; esac
+case ${code%+} in
+  gone) echo SUSPENDED > state ;;
+  rebooted) kill -s KILL $PPID ;;
+  *) exit "${code%+}" ;;
 esac
 """
 
 
+def tpu(
+    folder: pathlib.Path, script: str, codes: str, *words: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    for name, body in {"gcloud": GCLOUD, "tmux": TMUX, "python3": "exit 0\n", "sudo": "exit 1\n"}.items():
+        executable(folder / "bin" / name, body)
+    for node in ("rmt", "rmt-0", "rmt-1"):
+        (folder / node / "rmt/.venv").mkdir(parents=True, exist_ok=True)
+        executable(folder / node / "rmt/.venv/bin/python", PYTHON)
+    (folder / "codes").write_text("\n".join(codes.split()) + "\n")
+    given = {"NAME": "rmt", "ZONE": "z", "ACCELERATOR": "v5litepod-16", "SOURCE": "s", "POLL": "0"}
+    given |= {"WORKDIR": str(folder / "work dir"), "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+    return call([str(LAUNCH / script), *(words or ("--config", "c.py"))], folder, **(given | variables))
+
+
+def lines(path: pathlib.Path, words: str = "") -> list[str]:
+    return [line for line in path.read_text().splitlines() if words in line]
+
+
 @pytest.mark.parametrize("script", ["tpu_vm.sh", "tpu_pod.sh", "tpu_multislice.sh"])
 def test_tpus_are_requested_again_after_a_preemption(tmp_path: pathlib.Path, script: str) -> None:
-    executable(tmp_path / "bin/gcloud", GCLOUD)
-    (tmp_path / "codes").write_text("\ngone\n143\n0\n")  # running, gone, a notice, done
-    given = {"NAME": "rmt", "ZONE": "z", "ACCELERATOR": "v5litepod-16", "SOURCE": "s", "WORKDIR": "/w", "POLL": "0"}
-    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
-    done = call([str(LAUNCH / script), "--config", "c.py"], tmp_path, PATH=path, **given)
+    done = tpu(tmp_path, script, "gone+ 143+ 0")
     assert done.returncode == 0, done.stderr
-    calls = (tmp_path / "calls").read_text()
-    created = [line for line in calls.splitlines() if "queued-resources create" in line]
+    created = lines(tmp_path / "calls", "queued-resources create")
     assert len(created) == 2
     assert all("--spot" in line for line in created)
     assert ("--node-count=2 --node-prefix=rmt" in created[0]) == (script == "tpu_multislice.sh")
-    assert calls.count("queued-resources delete rmt") == 1
-    slices = 2 if script == "tpu_multislice.sh" else 1
-    assert calls.count("main.py --config c.py --workdir /w") == 3 * slices
+    assert len(lines(tmp_path / "calls", "queued-resources delete rmt")) == 1
+    assert len(lines(tmp_path / "starts")) == 3
+    for host in ["rmt-0", "rmt-1"] if script == "tpu_multislice.sh" else ["rmt"]:
+        assert len(lines(tmp_path / host / "sessions")) == 3
+        assert "main.py --config c.py --workdir" in (tmp_path / host / "rmt.sh").read_text()
     assert "Ended with exit code 0. The TPUs still cost" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("codes", "last", "starts"),
+    [
+        pytest.param("75 134+ 137 0", 0, 4, id="lost processes"),
+        pytest.param("rebooted 0", 0, 2, id="a host without its session"),
+        pytest.param("gone+ gone+ gone+ gone+ 0", 0, 5, id="progress before each slice is gone"),
+        pytest.param("143+ 75 143", 143, 3, id="no progress"),
+        pytest.param("75 1", 1, 2, id="error"),
+        pytest.param("143+ 2", 2, 2, id="bad input"),
+        pytest.param("130", 130, 1, id="ctrl-c"),
+    ],
+)
+def test_tpus_start_again_but_after_errors(tmp_path: pathlib.Path, codes: str, last: int, starts: int) -> None:
+    done = tpu(tmp_path, "tpu_pod.sh", codes, TRIES="2")
+    assert done.returncode == last, done.stderr
+    assert len(lines(tmp_path / "starts")) == starts
+    assert ("without a new checkpoint" in done.stderr) == (last == 143)
+    assert "The TPUs still cost" in done.stdout + done.stderr
+
+
+def test_words_get_to_the_hosts_as_they_are(tmp_path: pathlib.Path) -> None:
+    words = [
+        "--config.depths=(1, 1, 2, 1)",
+        "it's",
+        'a "b"',
+        "$HOME",
+        "`ls`",
+        "*",
+        "two\nlines",
+        "a;b&c|d",
+        "~",
+        "ü",
+        "",
+    ]
+    done = tpu(tmp_path, "tpu_pod.sh", "0", *words)
+    assert done.returncode == 0, done.stderr
+    arguments = (tmp_path / "rmt/arguments").read_text().split("\0")
+    assert arguments == ["main.py", *words, "--workdir", str(tmp_path / "work dir"), ""]
+
+
+def test_a_hang_up_does_not_end_the_command(tmp_path: pathlib.Path) -> None:
+    tpu(tmp_path, "tpu_pod.sh", "0")
+    assert int((tmp_path / "rmt/ignored").read_text().split()[1], 16) & 1 << signal.SIGHUP - 1
+
+
+def test_a_failing_describe_is_no_preemption(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "state").write_text("ACTIVE\n")
+    (tmp_path / "describe").write_text("down\n\ndown\n")  # at the start; there; while it runs
+    done = tpu(tmp_path, "tpu_pod.sh", "143+ 0")
+    assert done.returncode == 0, done.stderr
+    assert not lines(tmp_path / "calls", "queued-resources create")
+    assert not lines(tmp_path / "calls", "queued-resources delete")
+    assert len(lines(tmp_path / "starts")) == 2
+    assert done.stderr.count("UNAVAILABLE") == 2
+
+
+def test_tpus_that_cannot_be_created_are_given_up(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "refused").touch()
+    done = tpu(tmp_path, "tpu_pod.sh", "0", TRIES="3")
+    assert done.returncode == 1
+    assert len(lines(tmp_path / "calls", "queued-resources create")) == 3
+    assert "could not be created 3 times" in done.stderr
+    assert "PERMISSION_DENIED" in done.stderr
+
+
+def test_an_installation_that_fails_is_given_up(tmp_path: pathlib.Path) -> None:
+    done = tpu(tmp_path, "tpu_pod.sh", "0", TRIES="3", SETUP="echo try >> ~/tries; false")
+    assert done.returncode == 1
+    assert len(lines(tmp_path / "rmt/tries")) == 3
+    assert "The installation failed 3 times in a row" in done.stderr
+    assert "The TPUs still cost" in done.stderr
+
+
+def test_what_runs_on_other_hosts_is_ended_before_a_new_start(tmp_path: pathlib.Path) -> None:
+    asks = "tmux has-session -t =rmt"
+    done = tpu(tmp_path, "tpu_multislice.sh", "75 0")
+    assert done.returncode == 0, done.stderr
+    ends = [line for line in lines(tmp_path / "calls", asks) if "kill" in line or "seq 60" in line]
+    assert len(ends) == 2  # both slices, once
+
+
+@pytest.mark.parametrize("file", ["launch/tpu_pod.sh", "docs/launch.md"])
+def test_the_setup_that_is_shown_may_run_twice(tmp_path: pathlib.Path, file: str) -> None:
+    text = (REPOSITORY / file).read_text().replace("\n# ", "\n")
+    setup = text.split("SETUP='")[1].split("'")[0]
+    executable(tmp_path / "bin/sudo", 'echo "$*" >> did\n[ "$1" != mount ] || touch mounted\n')
+    executable(tmp_path / "bin/mountpoint", "[ -e mounted ]\n")
+    for _ in range(2):
+        done = call(["bash", "-c", setup], tmp_path, PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+        assert done.returncode == 0
+    assert len(lines(tmp_path / "did", "mount ")) == 1
 
 
 @pytest.mark.slow
