@@ -30,7 +30,10 @@ from tests.training.conftest import REPOSITORY, quick_environment, tiny_words
 
 DEADLINE = 300  # seconds for one start
 LAST, NEWEST, BEFORE = 15, 10, 5  # the last step, and the checkpoints that a case finds
-OUTPUT = ("error:", "stopped:", "Checkpoint", "The checkpoint", "The save", "No checkpoint", "  Checkpoint", "Put back")
+OUTPUT = (
+    *("error:", "stopped:", "Checkpoint", "The checkpoint", "The save", "No checkpoint", "  Checkpoint", "Put back"),
+    "metrics.jsonl",
+)
 
 
 class Start(NamedTuple):

@@ -150,7 +150,8 @@ def find_batch(
     """Quick compilations on the way to the largest batch that fits; of those that fit the largest is the answer.
 
     Memory is close to a straight line in the batch, so each next try is where the line through the last two, the first
-    being the state alone, meets the limit. The answer is exact to an eighth: see `_unit`.
+    being the state alone, meets the limit. The answer is exact to an eighth (see `_unit`): the search ends where a unit
+    more does not fit, by a try or by the line.
 
     Args:
         config: its batch size is not used.
@@ -165,7 +166,7 @@ def find_batch(
         raise ValueError("The largest batch cannot be found: the memory of these devices is not known.")
     peaks: dict[int, float] = {}
     fits, refused, size = 0, math.inf, _round_down(start)
-    while refused - fits > _unit(fits):
+    while size:
         compiled, _ = compile_step(with_batch(config, size, len(devices)), devices, chip, quick=True)
         yield compiled
         peaks |= {0: sum(compiled.state.values()), size: compiled.peak}
@@ -183,12 +184,17 @@ def _round_down(size: float | int) -> int:
 
 
 def _next_size(peaks: Mapping[int, float], fits: int, refused: int | float, limit: float) -> int:
-    """Where the line through the two largest peaks meets the limit, between what fits and what was refused."""
+    """Where the line through the two largest peaks meets the limit, between what fits and what was refused.
+
+    0 where nothing is left to try.
+    """
     (low, a), (high, b) = sorted(peaks.items())[-2:]
     guess = low + (limit - a) * (high - low) / max(b - a, 1.0)
+    if high == fits and guess < fits + _unit(fits):
+        return 0
     most = refused - 1 if fits else refused // 2  # the state may be most of what was refused
-    guess = _round_down(min(guess, most, 8 * fits or most))
-    return max(guess, _round_down(min(fits + _unit(fits), most)), 1)
+    size = max(_round_down(min(guess, most, 8 * fits or most)), _round_down(min(fits + _unit(fits), most)))
+    return size if size > fits else 0
 
 
 @contextlib.contextmanager

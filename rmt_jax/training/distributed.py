@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from rmt_jax.training.exit_codes import TRY_AGAIN
 from rmt_jax.training.google import on_google_vm, read_metadata
 
 # What jax's own detection reads in a SLURM step; without srun some are missing, and the process is alone.
@@ -40,7 +41,7 @@ def start_processes(given: Processes, *, timeout: float = 300.0) -> None:
 
     Named by `given`, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; else found on TPU pod slices and
     in SLURM steps of several tasks. To be called before anything else of jax. Where the others do not come in time the
-    process ends, with a message and exit code 2.
+    process ends, with a message and exit code 75: the same command may be given again.
 
     Args:
         given: on the command line.
@@ -145,7 +146,7 @@ def _tpu_env(name: str) -> str | None:
 def _give_up(message: str) -> None:
     """Ends the program while the main thread waits inside jax."""
     print(f"error: {message}", file=sys.stderr, flush=True)
-    os._exit(2)
+    os._exit(TRY_AGAIN)
 
 
 def _not_together(settings: Mapping[str, Any], timeout: float) -> str:

@@ -17,8 +17,9 @@ import traceback
 from typing import Any, NoReturn
 
 import jax
-from orbax.checkpoint import multihost
+from jax._src import distributed  # nothing public says which process this is before the devices are started
 
+from rmt_jax.training import exit_codes
 from rmt_jax.training.watchdog import ENDED, FAILED, Stand, Status, Watchdog
 from rmt_jax.training.witness import Witness
 
@@ -28,6 +29,8 @@ _LOST_IN_TROUBLE = 5.0  # the same, when a collective has failed already
 _EXIT_WITHIN = 5.0  # seconds that a failing process gives the others to read its message
 _LAST_TO_LEAVE = 2.0  # seconds that the first process stays on after the last has ended: it serves the store
 _END_WITHIN = 600.0  # seconds that the first process at its end waits for the last one
+
+_GONE = "it was killed, or its machine or network is gone"
 
 _NAMES, _STANDS, _ERRORS, _SEEN = "rmt_jax/names", "rmt_jax/stands", "rmt_jax/errors", "rmt_jax/seen"
 
@@ -46,11 +49,11 @@ class Hosts:
     def __init__(self) -> None:
         self.status = Status()
         self._watchdog: Watchdog | None = None
-        # Not asked of the devices by a process alone, which may have something wrong to say before it wakes them.
-        alone = not jax.distributed.is_initialized()
-        self.count: int = 1 if alone else jax.process_count()
-        self.index: int = 0 if alone else jax.process_index()
-        self._client: Any = multihost.get_jax_distributed_client() if self.count > 1 else None
+        # Not jax.process_count and index, which start the devices: what goes wrong there is to be told to all as well.
+        together = jax.distributed.is_initialized()
+        self.count: int = distributed.global_state.num_processes if together else 1
+        self.index: int = distributed.global_state.process_id if together else 0
+        self._client: Any = distributed.global_state.client if self.count > 1 else None
         self._names = [socket.gethostname()] * self.count
         self._heard: dict[int, tuple[str, float]] = {}
         self._failing = self._dumped = False
@@ -83,8 +86,8 @@ class Hosts:
         if self.index == 0:
             return contextlib.nullcontext()
         return Witness(
-            f"stopped: host {self._names[0]} (process 0): does not answer; it was killed, or its machine or network is "
-            f"gone (jax aborted process {self.index} on host {self._names[self.index]}; its reason is above)"
+            f"stopped: host {self._names[0]} (process 0): does not answer; {_GONE} "
+            f"(jax aborted process {self.index} on host {self._names[self.index]}; its reason is above)"
         )
 
     def watch(self, seconds: float) -> None:
@@ -110,7 +113,7 @@ class Hosts:
             time.sleep(_LOST_IN_TROUBLE + _EXIT_WITHIN)
         traceback.print_exception(error)
         message = "".join(traceback.format_exception_only(error)).strip()
-        self.fail(message, 130 if isinstance(error, KeyboardInterrupt) else 1)
+        self.fail(message, exit_codes.INTERRUPTED if isinstance(error, KeyboardInterrupt) else exit_codes.FAILED)
         raise error
 
     def fail(self, message: str, code: int) -> None:
@@ -136,7 +139,7 @@ class Hosts:
             except jax.errors.JaxRuntimeError:
                 # At the end the first process may leave while this one still asks it.
                 if not self._stopped.wait(_EVERY) and not self._failing:
-                    self._stop_with(0, "does not answer; it was killed, or its machine or network is gone", 1)
+                    self._stop_with(0, f"does not answer; {_GONE}", exit_codes.TRY_AGAIN)
 
     def _look_at_others(self) -> None:
         self._client.key_value_set(f"{_STANDS}/{self.index}", self.status.stand().to_json(), allow_overwrite=True)
@@ -165,7 +168,7 @@ class Hosts:
         for index, stand in stands.items():
             if stand.silence > (_LOST_IN_TROUBLE if trouble else _LOST_AFTER) and stand.phase != ENDED:
                 heard = f"not heard of for {stand.silence:.0f} s, the last time {stand.phase}"
-                self._publish_error(index, f"{heard}; it was killed, or its machine or network is gone", 1)
+                self._publish_error(index, f"{heard}; {_GONE}", exit_codes.TRY_AGAIN)
 
     def _watch(self, stands: dict[str, Stand], *, speak: bool = True) -> None:
         message = self._watchdog.check(stands) if self._watchdog else None

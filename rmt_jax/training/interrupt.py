@@ -1,12 +1,14 @@
-"""Stopping a run politely: the first signal or notice asks, the second signal insists."""
+"""Stopping a run politely: a signal or a notice asks, the same signal once more insists."""
 
 import signal
 from types import FrameType
 
+from rmt_jax.training.exit_codes import INTERRUPTED, PREEMPTED
 from rmt_jax.training.report import log_from_here
 
-# SIGUSR1 is what `sbatch --signal` is commonly told to send ahead of the end.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# SIGUSR1 is what `sbatch --signal` is commonly told to send ahead of the end; SIGHUP comes when the terminal goes, and
+# together with SIGTERM when a machine is shut down.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Stopped(Exception):
@@ -14,7 +16,10 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """While active, Ctrl-C, SIGTERM or SIGUSR1 only asks to stop; another one acts as it does without this class.
+    """While active, Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP only asks to stop; the same one again acts as it does otherwise.
+
+    A machine that goes may send several kinds, one after the other: only the same one twice is somebody's insistence.
+    What is ignored already, as `nohup` does with SIGHUP, stays ignored.
 
     What is asked here goes to the devices with every batch, and comes back from there as the one decision of all
     processes: so all of them stop after the same step, and what they save is whole.
@@ -30,11 +35,13 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         for number in SIGNALS:
-            self._previous[number] = signal.signal(number, self._handle)  # type: ignore[assignment]
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._handle)  # type: ignore[assignment]
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._restore()
+        for number in list(self._previous):
+            self._restore(number)
 
     def __bool__(self) -> bool:
         return self._asked
@@ -42,7 +49,7 @@ class StopRequest:
     @property
     def exit_code(self) -> int:
         """Of a run that was stopped and saved: 130 after Ctrl-C here, 143 after all else, here or elsewhere."""
-        return 130 if self.signal == signal.SIGINT else 143
+        return INTERRUPTED if self.signal == signal.SIGINT else PREEMPTED
 
     def ask(self, reason: str) -> None:
         """Ask to stop; reason: for the log of this process."""
@@ -50,11 +57,9 @@ class StopRequest:
         log_from_here(f"{reason}: stopping after this step and saving")
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        self._restore()
+        self.signal = self.signal or number
+        self._restore(number)
         self.ask(f"{signal.Signals(number).name} (once more to stop at once)")
 
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
+    def _restore(self, number: int) -> None:
+        signal.signal(number, self._previous.pop(number))

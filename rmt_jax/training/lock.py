@@ -7,7 +7,10 @@ import json
 import os
 import pathlib
 import socket
+from collections.abc import Mapping
+from typing import Any
 
+from rmt_jax.training.exit_codes import TryAgainError
 from rmt_jax.training.report import log
 
 LOCK_FILE = ".lock"
@@ -22,7 +25,9 @@ class WorkdirLock:
     The file says who holds it; it stays when the run is over, and means nothing then.
 
     Raises:
-        ValueError: another run holds it, or the workdir, which is created, cannot be written.
+        TryAgainError: a process on another host holds it. A machine that died without a word keeps it for a while: a
+            network file system does not know that it is gone.
+        ValueError: another run on this host holds it, or the workdir, which is created, cannot be written.
     """
 
     def __init__(self, workdir: pathlib.Path):
@@ -54,10 +59,16 @@ class WorkdirLock:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in _HELD:
-                raise ValueError(
-                    f"The workdir {workdir} is in use by {self._holder()}. Wait for that run or stop it, or use "
+                holder = self._holder()
+                message = (
+                    f"The workdir {workdir} is in use by {_describe(holder)}. Wait for that run or stop it, or use "
                     f"another --workdir."
-                ) from error
+                )
+                if holder and holder["host"] != socket.gethostname():
+                    raise TryAgainError(
+                        f"{message} If that machine is gone, its lock ends when the file server notices."
+                    ) from error
+                raise ValueError(message) from error
             if error.errno not in _UNSUPPORTED:
                 raise
             log(f"The file system of {workdir} has no locks ({error.strerror}): see that no second run uses it.")
@@ -69,9 +80,16 @@ class WorkdirLock:
         except OSError as error:
             raise ValueError(f"The workdir {workdir} cannot be written: {error.strerror}.") from error
 
-    def _holder(self) -> str:
+    def _holder(self) -> dict[str, Any]:
+        """{"host", "pid", "started"}, empty where it does not say, since it may just be writing that."""
         try:
             holder = json.loads(os.pread(self._file, 4096, 0))
-            return f"process {holder['pid']} on {holder['host']}, started at {holder['started']}"
-        except (OSError, ValueError, KeyError, TypeError):  # it may just be writing it
-            return "another run"
+            return {name: holder[name] for name in ("host", "pid", "started")}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+
+def _describe(holder: Mapping[str, Any]) -> str:
+    if not holder:
+        return "another run"
+    return f"process {holder['pid']} on {holder['host']}, started at {holder['started']}"

@@ -88,21 +88,19 @@ class Training:
         started = time.monotonic()
         rows = self.setup.summary() | {"start": self._start()}
         print_summary(f"Training in {self.workdir}", rows)
-        with self.opened:
-            if self.start_step == self.setup.total_steps and not self.evaluates_first:
+        # The requests to stop are the outermost, because the last save is waited for when the checkpoints are closed.
+        with StopRequest() as stop, PreemptionNotice(stop), self.opened:
+            complete = self.start_step == self.setup.total_steps and not self.evaluates_first
+            if complete:
                 log("This run is complete already: nothing to train.")
             else:
-                with (
-                    StopRequest() as stop,
-                    PreemptionNotice(stop),
-                    MetricsWriter(self.workdir, resume_step=self.start_step, enabled=self.is_main) as writer,
-                ):
+                with MetricsWriter(self.workdir, resume_step=self.start_step, enabled=self.is_main) as writer:
                     complete = self._fit(writer, stop)
-                if not complete:
-                    if not stop:
-                        log("Another process asked to stop.")
-                    log(f"Saved in {self.workdir}. The same command goes on from there.")
-                    return stop.exit_code
+        if not complete:
+            if not stop:
+                log("Another process asked to stop.")
+            log(f"Saved in {self.workdir}. The same command goes on from there.")
+            return stop.exit_code
         self._report_unreadable()
         seconds = time.monotonic() - started
         print_results(run_results(self.workdir), seconds=seconds, workdir=self.workdir)
@@ -167,6 +165,7 @@ class Training:
             write_evaluation(self.workdir, self.setup, metrics, source=str(self.workdir), step=step, weights="ema")
         # After what else an evaluation leaves: a resume at this step evaluates again where this row is missing.
         writer.write(step, values, epoch=epoch)
+        writer.sync()
         self.checkpoints.add_score(step, values[BEST_METRIC])
         if self.is_main:
             plot_curves(read_metrics(self.workdir / "metrics.jsonl"), self.workdir / "curves.png")
@@ -194,8 +193,14 @@ class Training:
         """The rows of metrics.jsonl up to the checkpoint; the others are about to be repeated."""
         path = self.workdir / "metrics.jsonl"
         rows = read_metrics(path) if path.exists() else []
-        if rows and not self.start_step:
-            log(f"No checkpoint is left of the run in {self.workdir}, which came to step {rows[-1]['step']}.")
+        last = rows[-1]["step"] if rows else 0
+        if last and not self.start_step:
+            log(f"No checkpoint is left of the run in {self.workdir}, which came to step {last}.")
+        if last < self.start_step:
+            log(
+                f"metrics.jsonl ends at step {last}, before the checkpoint of step {self.start_step}: what was "
+                f"measured between is lost, a best evaluation too."
+            )
         return [row for row in rows if row["step"] <= self.start_step]
 
     def _start(self) -> str:

@@ -61,6 +61,11 @@ class MetricsWriter:
             self._tensorboard.add_scalar(name, value, step)
         self._tensorboard.flush()
 
+    def sync(self) -> None:
+        """Sees that what is written outlives the machine, as the checkpoint does that belongs to it."""
+        if self._enabled:
+            os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Closes both files; no harm in calling it twice."""
         if self._enabled:

@@ -7,7 +7,7 @@ from rmt_jax.training.interrupt import StopRequest
 
 # A notice comes 30 s ahead. A change between two questions is only seen when the second one ends.
 _WAIT_SECONDS = 5
-_AGAIN_AFTER = 5.0  # seconds, where the server does not answer
+_AGAIN_AFTER = 5.0  # seconds, where the server has no answer
 
 
 class PreemptionNotice:
@@ -29,10 +29,13 @@ class PreemptionNotice:
         wait = 0  # the first question is for what holds already
         while not self._ended.is_set():
             try:
-                if read_metadata("preempted", wait_seconds=wait) == "TRUE":
-                    if not self._ended.is_set():
-                        self._stop.ask("This machine is about to be taken away (preemption notice)")
-                    return
-                wait = _WAIT_SECONDS
+                value = read_metadata("preempted", wait_seconds=wait)
             except OSError:
+                value = None
+            if value == "TRUE":
+                if not self._ended.is_set():
+                    self._stop.ask("This machine is about to be taken away (preemption notice)")
+                return
+            if value is None:  # no answer, or a server without this value: neither waits
                 self._ended.wait(_AGAIN_AFTER)
+            wait = _WAIT_SECONDS if value is not None else 0

@@ -4,6 +4,8 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+import jax
+
 from rmt_jax.data import TooManyUnreadableError
 from rmt_jax.training.agreement import check_agreement
 from rmt_jax.training.checkpoint import SaveError
@@ -12,6 +14,7 @@ from rmt_jax.training.config import parse
 from rmt_jax.training.disk import DISK_ERRORS, describe_stop, reason_of
 from rmt_jax.training.distributed import Processes, start_processes
 from rmt_jax.training.evaluation import Evaluation
+from rmt_jax.training.exit_codes import BAD_INPUT, FAILED, TRY_AGAIN, TryAgainError
 from rmt_jax.training.hosts import Hosts
 from rmt_jax.training.loop import Training
 from rmt_jax.training.steplog import NonFiniteLossError
@@ -30,8 +33,8 @@ def run(
     """Run a config file; returns the exit code.
 
     0 done, 1 stopped by a loss that is not finite, by too many unreadable pictures or by a disk that takes no more, 2
-    something to mend in what was given, 130 or 143 saved after Ctrl-C or another request to stop. Messages for the user
-    go to standard error.
+    something to mend in what was given, 75 in the way of something that passes, 130 or 143 saved after Ctrl-C or
+    another request to stop (`exit_codes`). Messages for the user go to standard error.
 
     Args:
         config: FILE or FILE:ARGUMENT.
@@ -45,7 +48,7 @@ def run(
         start_processes(processes or Processes())
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return BAD_INPUT
     with Hosts() as hosts, hosts.witness():
         return _run(hosts, config, words, folder, mode)
 
@@ -53,14 +56,15 @@ def run(
 def _run(hosts: Hosts, config: str, words: Sequence[str], folder: pathlib.Path, mode: str) -> int:
     try:
         parsed = parse(load_config(config, words))
+        _start_devices()
         check_agreement(hosts, parsed, folder)
         hosts.watch(parsed.watchdog_seconds)
         job = MODES[mode](parsed, folder, hosts.status)
     # Only of what was given: what goes wrong later keeps its traceback.
     except (ValueError, FileNotFoundError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        hosts.fail(str(error), 2)
-        return 2
+        return _end(hosts, f"error: {error}", BAD_INPUT)
+    except TryAgainError as error:
+        return _end(hosts, f"stopped: {error}", TRY_AGAIN)
     try:
         return job.run()
     except (NonFiniteLossError, TooManyUnreadableError, SaveError) as error:
@@ -69,6 +73,18 @@ def _run(hosts: Hosts, config: str, words: Sequence[str], folder: pathlib.Path, 
         if error.errno not in DISK_ERRORS:
             raise
         message = describe_stop(folder, f"Cannot write in {folder}", reason_of(error))
-    print(f"stopped: {message}", file=sys.stderr)
-    hosts.fail(message, 1)
-    return 1
+    return _end(hosts, f"stopped: {message}", FAILED)
+
+
+def _start_devices() -> None:
+    try:
+        jax.devices()
+    except RuntimeError as error:  # not there, or still used: the run before may just be ending
+        raise TryAgainError(f"jax cannot start the devices of this host: {str(error).strip()}") from error
+
+
+def _end(hosts: Hosts, message: str, code: int) -> int:
+    """Say it here and on all other hosts, which end with the same exit code."""
+    print(message, file=sys.stderr)
+    hosts.fail(message.partition(": ")[2], code)
+    return code

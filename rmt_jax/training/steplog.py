@@ -71,11 +71,12 @@ class StepLog:
             self._read(pending)
 
     def flush(self) -> None:
-        """Read what is outstanding and write the means of what has gathered."""
+        """Read what is outstanding, and write the means of what has gathered for good: a checkpoint follows."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self._read(pending)
             self._write(pending.number)
+            self._writer.sync()
 
     def _read(self, step: _Step) -> None:
         values = {name: float(value) for name, value in jax.device_get(dict(step.metrics)).items()}

@@ -22,6 +22,8 @@ class Ended(NamedTuple):
 class Processes:
     """`count` processes of one run, each with `devices` virtual devices; their output goes to files.
 
+    By index, `more` has words for one of them alone, `different` variables of the environment.
+
     Used with `with`: whatever still runs at the end is killed.
     """
 
@@ -34,6 +36,7 @@ class Processes:
         count: int,
         devices: int = 1,
         more: dict[int, list[str]] | None = None,
+        different: dict[int, dict[str, str]] | None = None,
     ) -> None:
         self.folder = workdir.parent / f"{workdir.name}-output-{time.monotonic_ns()}"
         self.folder.mkdir(parents=True)
@@ -51,12 +54,9 @@ class Processes:
                 *words,
                 *(more or {}).get(index, []),
             ]
+            variables = environment | {"XLA_FLAGS": flags} | (different or {}).get(index, {})
             with (self.folder / f"{index}.out").open("wb") as out, (self.folder / f"{index}.err").open("wb") as err:
-                self.processes.append(
-                    subprocess.Popen(
-                        command, cwd=REPOSITORY, env=environment | {"XLA_FLAGS": flags}, stdout=out, stderr=err
-                    )
-                )
+                self.processes.append(subprocess.Popen(command, cwd=REPOSITORY, env=variables, stdout=out, stderr=err))
 
     def __enter__(self) -> "Processes":
         return self

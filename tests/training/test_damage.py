@@ -16,6 +16,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str])
     ("case", "says"),
     [
         ("one bit changed", ["Checkpoint 10 is damaged (model/", "its content has changed", "going on from 5."]),
+        ("metrics.jsonl deleted", ["metrics.jsonl ends at step 0, before the checkpoint of step 10"]),
         ("all damaged", ["error: No checkpoint in ", "Checkpoint 10 is damaged", "Checkpoint 5 is damaged"]),
         ("second run, then kill -9", ["is in use by process ", "Wait for that run or stop it"]),
         ("full disk, then space", ["stopped: ", "no space left on the disk", "the same command goes on", "free some"]),

@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from rmt_jax.training.distributed import Processes, start_processes
+from rmt_jax.training.exit_codes import TRY_AGAIN
 from tests.training.conftest import REPOSITORY
 from tests.training.processes import free_port
 
@@ -77,6 +78,6 @@ START = "from rmt_jax.training.distributed import *; start_processes(Processes({
 def test_a_coordinator_that_is_not_there() -> None:
     code = START.format(f"'127.0.0.1:{free_port()}', 2, 1")
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == TRY_AGAIN, done.stderr
     assert done.stderr.startswith("error: Process 1 of 2 did not get all processes together at 127.0.0.1")
     assert "Traceback" not in done.stderr

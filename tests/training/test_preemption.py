@@ -20,6 +20,7 @@ class Metadata(http.server.ThreadingHTTPServer):
     def __init__(self) -> None:
         self.values: dict[str, str] = {}
         self.changed = threading.Event()
+        self.asked = 0
         super().__init__(("127.0.0.1", 0), Answer)
 
 
@@ -27,6 +28,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
     server: Metadata
 
     def do_GET(self) -> None:
+        self.server.asked += 1
         url = urllib.parse.urlparse(self.path)
         words = urllib.parse.parse_qs(url.query)
         if words.get("wait_for_change") == ["true"]:
@@ -87,3 +89,10 @@ def test_workers_of_a_pod(metadata: Metadata) -> None:
     metadata.values["attributes/tpu-env"] = "ZONE: 'x'\nMEGASCALE_NUM_SLICES: '3'\n"
     assert _tpu_workers({}) == 6
     assert _tpu_workers({"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "a,b,c,d"}) == 4
+
+
+def test_a_server_without_that_value_is_not_asked_all_the_time(metadata: Metadata) -> None:
+    """Some servers know only a part of the metadata, and say so at once."""
+    with StopRequest() as stop, PreemptionNotice(stop):
+        time.sleep(0.5)
+        assert metadata.asked == 1

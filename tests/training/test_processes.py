@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 
+from rmt_jax.training.exit_codes import TRY_AGAIN
 from rmt_jax.training.metrics import read_metrics
 from tests.saved import saved_arrays
 from tests.standin import Pictures
@@ -135,7 +136,7 @@ def test_a_hung_and_a_killed_process_are_named(
         first, second = processes.finish(60)
     assert re.search(r"no step finished for \d+ s: process 0 \(host \S+\) in step \d+ for \d+ s; process 1 ", message)
     assert message.count("most recent call first") >= 1  # where each thread stands, once
-    assert (first.code, second.code) == (1, -9)
+    assert (first.code, second.code) == (TRY_AGAIN, -9)
     assert re.search(r"stopped: host \S+ \(process 1\): not heard of for \d+ s, the last time in step", first.err)
 
 
@@ -158,6 +159,19 @@ def test_data_missing_on_one_host_ends_both(
     assert (first.code, second.code) == (2, 2), first.err + second.err
     assert second.err.startswith("error: ")
     assert re.search(r"stopped: host \S+ \(process 1\): .*nowhere", first.err)
+
+
+def test_devices_that_do_not_start_on_one_host_end_both(
+    tmp_path: pathlib.Path, environment: dict[str, str], digits_dir: str
+) -> None:
+    """They start together, so the other one would wait for minutes."""
+    different = {1: {"JAX_PLATFORMS": "none_such"}}
+    words = tiny_words(digits_dir)
+    with Processes(tmp_path / "run", words, environment, count=2, different=different) as processes:
+        first, second = processes.finish(60)
+    assert (first.code, second.code) == (TRY_AGAIN, TRY_AGAIN), first.err + second.err
+    assert "stopped: jax cannot start the devices of this host: Unable to initialize backend 'none_such'" in second.err
+    assert re.search(r"stopped: host \S+ \(process 1\): jax cannot start the devices", first.err)
 
 
 def test_processes_that_differ_are_refused(
