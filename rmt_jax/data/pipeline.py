@@ -15,6 +15,7 @@ from rmt_jax.data.label_maps import LabelMaps
 from rmt_jax.data.order import TrainingOrder
 from rmt_jax.data.sources import Example, ImageSource
 from rmt_jax.data.transforms import eval_transform, token_label_transform, train_transform
+from rmt_jax.data.workers import start_worker
 
 Batch = dict[str, np.ndarray]
 Element = dict[str, np.ndarray | np.generic]
@@ -278,7 +279,7 @@ def _iterate(
     prefetch = 0 if config.num_workers else config.prefetch
     iterator = iter(
         batches.to_iter_dataset(grain.ReadOptions(config.num_threads, config.num_threads + prefetch)).mp_prefetch(
-            grain.MultiprocessingOptions(config.num_workers, per_worker_buffer_size=config.prefetch)
+            grain.MultiprocessingOptions(config.num_workers, per_worker_buffer_size=config.prefetch), start_worker
         )
     )
     try:

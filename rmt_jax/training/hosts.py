@@ -192,7 +192,7 @@ class Hosts:
             while time.monotonic() < deadline and len(self._seen()) < self.count:
                 time.sleep(0.1)
         for child in multiprocessing.active_children():
-            child.terminate()
+            child.kill()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -28,6 +28,21 @@ def test_second_ctrl_c_interrupts() -> None:
             signal.raise_signal(signal.SIGINT)
 
 
+def test_another_signal_insists_when_it_is_no_echo(monkeypatch: pytest.MonkeyPatch) -> None:
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        with StopRequest():
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+            assert came == []
+            monkeypatch.setattr("rmt_jax.training.interrupt._ONE_REQUEST", 0.0)
+            signal.raise_signal(signal.SIGTERM)
+            assert came == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_another_signal_of_a_machine_that_goes_does_not_insist() -> None:
     with StopRequest() as stop:
         signal.raise_signal(signal.SIGTERM)

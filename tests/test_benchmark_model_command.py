@@ -1,0 +1,93 @@
+"""`rmt benchmark model | train | compile`: what is measured, said, written and refused."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from rmt_jax.cli import main
+from rmt_jax.training.timing import Timing, ratio, time_in_turn
+
+SMALL = ["rmt_nano", "--batch-size=2", "--image-size=32"]
+
+
+def test_functions_are_called_in_turn_and_equally_long() -> None:
+    called: list[str] = []
+    found = time_in_turn({"a": lambda: called.append("a"), "b": lambda: called.append("b")}, rounds=3, seconds=1e-9)
+    assert called == ["a", "a", "b", "b"] + ["a", "b"] * 3
+    assert len(found["a"].rounds) == 3
+    assert found["a"].median == sorted(found["a"].rounds)[1]
+
+
+def test_the_ratio_is_that_of_each_round() -> None:
+    """A machine that is slow in one round is so for both."""
+    assert ratio(Timing((2.0, 20.0, 4.0)), Timing((1.0, 10.0, 1.0))) == 2.0
+
+
+@pytest.mark.parametrize("measure", ["model", pytest.param("train", marks=pytest.mark.slow)])
+def test_beside_the_same_model_in_pytorch(
+    measure: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.compile", lambda model: _refuse)  # it takes a minute to find out
+    file = tmp_path / "speed.json"
+    words = ["--vs=torch", "--rounds=2", f"--json={file}"]
+    recipe = ["--config=configs/digits.py", "--batch-size=8", "--image-size=32"]  # one for each of the devices
+    assert main(["benchmark", measure, *recipe, *words]) == 0
+    said = capsys.readouterr().out
+    assert "torch compiled does not work: RuntimeError: not here" in said
+    assert "times as fast as torch" in said
+    content = json.loads(file.read_text())
+    assert content["seconds"].keys() == {"rmt_jax", "torch eager", "torch channels-last"}
+    assert all(len(rounds) == 2 for rounds in content["seconds"].values())
+    assert content["difference"] < 1e-5
+    assert content["ratio"]["to"] in content["seconds"]
+    assert content["images_per_second"]["rmt_jax"] == pytest.approx(8 / np.median(content["seconds"]["rmt_jax"]))
+    assert content["environment"]["packages"]["jax"]
+
+
+def _refuse(*_: object) -> None:
+    raise RuntimeError("not here")
+
+
+@pytest.mark.slow
+def test_the_start(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = ["--config=configs/digits.py", "--batch-size=8"]
+    assert main(["benchmark", "compile", *recipe]) == 0
+    said = capsys.readouterr().out
+    assert "compile it" in said
+    assert "Each further step keeps the host for" in said
+
+
+@pytest.mark.slow
+def test_for_chips_that_are_not_here(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "cost.json"
+    words = ["--topology=v5e:2x2", "--dtype=bfloat16", f"--json={file}"]
+    assert main(["benchmark", "model", *SMALL, *words]) == 0
+    assert "nothing was run" in capsys.readouterr().out
+    costs = json.loads(file.read_text())["costs"]
+    assert [cost["count"] for cost in costs[::2]] == [0, *(cost["count"] for cost in costs[2::2])]
+    assert len(costs) == 1 + 2 * 4
+    for cost in costs:
+        assert cost["bytes"] >= 0.5 * cost["floor"] > 0  # what stays on the chip is not counted
+        assert cost["flops"] > 0
+    for forward, both in zip(costs[1::2], costs[2::2], strict=True):
+        assert both["flops"] == pytest.approx(3 * forward["flops"], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model"], "give a model's name, such as rmt_s, or --config FILE"),
+        (["model", "rmt_x"], "rmt_x"),
+        (["train", "rmt_s", "--config=configs/rmt_s.py"], "give a model's name, such as rmt_s, or --config FILE"),
+        (["train", "rmt_s", "--batch-size=0"], "--batch-size=0: expected 1 or more"),
+        (["train", "rmt_s", "--config.seed=1"], "--config.seed=1: this changes a recipe, which --config FILE gives"),
+        (["model", "rmt_s", "--topology=v5e:2x2", "--vs=torch"], "--topology runs nothing"),
+        (["compile", "rmt_s", "--json=nowhere/x"], "in a directory that exists"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_refusals(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", *words]) == 2
+    assert message in capsys.readouterr().err
