@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -18,9 +18,10 @@ from rich.table import Table
 from rmt_jax.cli.output import check_output, describe_environment, format_size
 
 if TYPE_CHECKING:  # the other commands do not need the training
+    from flax import nnx
+
     from rmt_jax.training.block_cost import Cost
     from rmt_jax.training.config import Config
-    from rmt_jax.training.speed import Candidate
     from rmt_jax.training.timing import Timing
 
 MODEL_DESCRIPTION = """\
@@ -49,6 +50,7 @@ the host does for each further step before it is free again.
   rmt benchmark compile rmt_s --batch-size 8
   JAX_COMPILATION_CACHE_DIR=/tmp/jax rmt benchmark compile rmt_s    the second time: from the cache
 """
+OURS = "rmt_jax"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
@@ -145,23 +147,17 @@ def _measure(config: "Config", options: argparse.Namespace) -> dict[str, Any]:
     from rmt_jax.training.timing import time_in_turn
 
     train = options.measure == "train"
-    others: list[Candidate] = []
+    functions: dict[str, Callable[[], object]] = {}
     failures: dict[str, str] = {}
     model = model_of(config)
     difference = None
     if options.vs == "torch":
-        from rmt_jax.training.speed_torch import forward_difference, torch_candidates
-
-        others, failures = torch_candidates(config, model, train=train)
-        model.eval()
-        difference = forward_difference(config, model)
-        model.train()
+        functions, failures, difference = _torch_forms(config, model, train=train)
     ours = (train_candidate if train else forward_candidate)(config, model)
-    candidates = [ours, *others]
-    timings = time_in_turn({one.name: one.run for one in candidates}, rounds=options.rounds)
+    timings = time_in_turn({OURS: ours.run, **functions}, rounds=options.rounds)
     what = "training step" if train else "forward pass"
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    _print_timings(f"{what} of {_title(config)} on {device}", config, candidates, timings, failures)
+    _print_timings(f"{what} of {_title(config)} on {device}", config, ours.memory, timings, failures)
     if difference is not None:
         _say(f"Same weights: logits differ by {difference:.1e} of the largest (float32, highest precision).")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -178,22 +174,46 @@ def _measure(config: "Config", options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _torch_forms(config: "Config", model: "nnx.Module", *, train: bool) -> tuple[dict[str, Any], dict[str, str], float]:
+    """(the forms of the PyTorch model that work, why others do not, how far its logits are from the model's)."""
+    import jax
+
+    from rmt_jax.convert.names import to_torch
+    from rmt_jax.convert.torch_speed import TorchModel
+    from rmt_jax.training.speed import NUM_CLASSES, logits, normalised_pictures, weights_of
+
+    images = normalised_pictures(config)
+    theirs = TorchModel(
+        config.model.resolve(NUM_CLASSES),
+        to_torch(weights_of(model)),
+        images,
+        bfloat16=config.model.dtype == "bfloat16",
+        gpu=jax.default_backend() == "gpu",
+    )
+    found, expected = logits(model, images[:1]), theirs.logits()
+    difference = float(abs(found - expected).max() / abs(expected).max())
+    working, failures = theirs.forms(
+        train=train, weight_decay=config.optimizer.weight_decay, ema_decay=config.step_ema_decay
+    )
+    return working, failures, difference
+
+
 def _ratio(timings: "dict[str, Timing]") -> dict[str, Any] | None:
     """How many times faster than the better of PyTorch's two ways of running it as it is written."""
-    from rmt_jax.training.speed_torch import CHANNELS_LAST, EAGER
+    from rmt_jax.convert.torch_speed import CHANNELS_LAST, EAGER
     from rmt_jax.training.timing import ratio
 
     others = [name for name in (EAGER, CHANNELS_LAST) if name in timings]
     if not others:
         return None
     best = min(others, key=lambda name: timings[name].median)
-    return {"to": best, "value": ratio(timings[best], timings["rmt_jax"])}
+    return {"to": best, "value": ratio(timings[best], timings[OURS])}
 
 
 def _print_timings(
     title: str,
     config: "Config",
-    candidates: "Sequence[Candidate]",
+    memory: float | None,
     timings: "dict[str, Timing]",
     failures: dict[str, str],
 ) -> None:
@@ -201,13 +221,12 @@ def _print_timings(
     table.add_column("", style="cyan", no_wrap=True)
     for heading in ("images/s", "ms a batch", "from", "to", "program"):
         table.add_column(heading, justify="right")
-    for one in candidates:
-        timing = timings[one.name]
+    for name, timing in timings.items():
         table.add_row(
-            one.name,
+            name,
             f"{config.batch_size / timing.median:,.1f}",
             *(f"{seconds * 1e3:,.1f}" for seconds in (timing.median, min(timing.rounds), max(timing.rounds))),
-            "" if one.memory is None else format_size(one.memory),
+            format_size(memory) if name == OURS and memory is not None else "",
         )
     Console().print(table)
     for name, reason in failures.items():

@@ -68,6 +68,7 @@ def _run(options: argparse.Namespace) -> int:
 
     _check(options)
     config = parse(load_config(options.config, options.config_words))
+    _check_parts(options, config.grad_accum_steps)
     chip, devices = _devices(options)
     policies = get_args(Remat) if options.remat == "all" else [options.remat or config.model.remat]
     found: dict[str, Compiled] = {}
@@ -87,10 +88,13 @@ def _run(options: argparse.Namespace) -> int:
         _print_one(console, title, config, next(iter(found.values())), len(devices), chip)
     else:
         _print_policies(console, title, found, len(devices), chip)
+    if config.distill.teacher is not None:
+        _say(console, "Without the teacher of distill.teacher: its weights, temporaries and operations come on top.")
     if options.json is not None:
         content = {policy: dataclasses.asdict(compiled) for policy, compiled in found.items()}
         described = {"config": options.config, "changes": options.config_words, "topology": options.topology}
-        replace_file(options.json, (json.dumps(described | {"remat": content}, indent=2) + "\n").encode())
+        described |= {"slices": options.slices, "remat": content}
+        replace_file(options.json, (json.dumps(described, indent=2) + "\n").encode())
     return 0 if all(compiled.fits for compiled in found.values()) else 1
 
 
@@ -107,13 +111,21 @@ def _check(options: argparse.Namespace) -> None:
     check_output(options.json, "--json")
 
 
-def _devices(options: argparse.Namespace) -> "tuple[Chip | None, list[jax.Device]]":
-    import jax
+def _check_parts(options: argparse.Namespace, parts: int) -> None:
+    """Raises ValueError for a --batch that cannot be cut; the search cuts its own."""
+    batch = options.batch
+    if batch is not None and batch % parts and not options.find_batch:
+        below, above = batch // parts * parts, -(-batch // parts) * parts
+        choice = f"{below} or {above}" if below else str(above)
+        raise ValueError(f"--batch={batch} cannot be cut into grad_accum_steps={parts} equal parts. Use {choice}.")
 
-    from rmt_jax.training.chips import open_topology
+
+def _devices(options: argparse.Namespace) -> "tuple[Chip | None, list[jax.Device]]":
+    from rmt_jax.training.chips import chip_of, find_devices, open_topology
 
     if options.topology is None:
-        return None, jax.devices()
+        devices = find_devices()
+        return chip_of(devices), devices
     return open_topology(options.topology, options.slices)
 
 
@@ -143,13 +155,15 @@ def _print_one(
     for part, size in compiled.state.items():
         table.add_row(part, format_size(size))
     table.add_row("batch", format_size(compiled.inputs))
+    if compiled.padding > 0:
+        table.add_row("padding of these", format_size(compiled.padding))
     table.add_row("temporaries", format_size(compiled.temporaries))
     table.add_section()
     limit = f" of {format_size(compiled.limit)}" if compiled.limit else ""
     table.add_row("peak", f"{format_size(compiled.peak)}{limit}: {'fits' if compiled.fits else 'does not fit'}")
     console.print(table)
     for line in _work(compiled, each, chip):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        _say(console, line)
     if compiled.collectives:
         table = _table("collectives of a step", "number", "sent by a device")
         for kind, traffic in compiled.collectives.items():
@@ -180,30 +194,74 @@ def _print_policies(
             "" if step is None else f"{step * 1e3:.0f} ms",
         )
     console.print(table)
+    if chip is not None and any(_lacks_network(compiled, chip) for compiled in found.values()):
+        _say(console, f"Estimated step: {_no_step(chip)}.")
+
+
+def _lacks_network(compiled: "Compiled", chip: "Chip") -> bool:
+    """Whether a step sends between slices, and it is not known how fast."""
+    from rmt_jax.training.cost import BETWEEN_SLICES
+
+    return chip.network is None and BETWEEN_SLICES in compiled.collectives
+
+
+def _no_step(chip: "Chip") -> str:
+    return f"none, since Google's documentation does not say how fast {chip.name} sends between slices"
 
 
 def _work(compiled: "Compiled", each: int, chip: "Chip | None") -> list[str]:
     lines = [f"an image: {compiled.flops / 1e9:.1f} GFLOP of matrix products and convolutions"]
     if compiled.bytes_accessed is not None:
         lines[0] += f", {compiled.bytes_accessed / 1e6:,.0f} MB between memory and chip"
-    step = step_time(compiled, each, chip)
-    if chip is None or step is None or compiled.bytes_accessed is None:
+    times, step = step_times(compiled, each, chip), step_time(compiled, each, chip)
+    if chip is None or not times:
         return lines
-    arithmetic, memory = each * compiled.flops / chip.flops, each * compiled.bytes_accessed / chip.bandwidth
-    links = sum(traffic.bytes for traffic in compiled.collectives.values()) / chip.links
-    lines.append(
-        f"roofline of {chip.name}: arithmetic {arithmetic * 1e3:.1f} ms, memory {memory * 1e3:.1f} ms, links "
-        f"{links * 1e3:.1f} ms a step: about {step * 1e3:.0f} ms, {compiled.batch / step:,.0f} images/s in all"
-    )
+    roofline = ", ".join(f"{part} {seconds * 1e3:.1f} ms" for part, seconds in times.items())
+    lines.append(f"roofline of {chip.name}: {roofline} a step: ")
+    if step is None:
+        lines[-1] += _no_step(chip)
+    else:
+        lines[-1] += f"about {step * 1e3:.0f} ms, {compiled.batch / step:,.0f} images/s in all"
     return lines
 
 
-def step_time(compiled: "Compiled", each: int, chip: "Chip | None") -> float | None:
-    """Seconds of a step by the roofline: the slower of arithmetic and memory, and the links after it."""
+def step_times(compiled: "Compiled", each: int, chip: "Chip | None") -> dict[str, float]:
+    """{part of a step: seconds} by the roofline, without what is not known; {} without a program or a chip.
+
+    Args:
+        compiled: the step.
+        each: pictures a device.
+        chip: of the devices.
+    """
+    from rmt_jax.training.cost import BETWEEN_SLICES
+
     if chip is None or compiled.bytes_accessed is None:
+        return {}
+    sent = {kind: traffic.bytes for kind, traffic in compiled.collectives.items()}
+    between = sent.pop(BETWEEN_SLICES, None)
+    times = {
+        "arithmetic": each * compiled.flops / chip.flops,
+        "memory": each * compiled.bytes_accessed / chip.bandwidth,
+        "links": sum(sent.values()) / chip.links,
+    }
+    if between is not None and chip.network is not None:
+        times[BETWEEN_SLICES] = between / chip.network
+    return times
+
+
+def step_time(compiled: "Compiled", each: int, chip: "Chip | None") -> float | None:
+    """Seconds of a step by the roofline: the slower of arithmetic and memory, and what travels after it.
+
+    None without a program or a chip, and where it is not known how fast the chip sends between slices.
+    """
+    times = step_times(compiled, each, chip)
+    if chip is None or not times or _lacks_network(compiled, chip):
         return None
-    links = sum(traffic.bytes for traffic in compiled.collectives.values()) / chip.links
-    return max(each * compiled.flops / chip.flops, each * compiled.bytes_accessed / chip.bandwidth) + links
+    return max(times.pop("arithmetic"), times.pop("memory")) + sum(times.values())
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _table(first: str, *others: str) -> Table:

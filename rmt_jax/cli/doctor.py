@@ -62,14 +62,15 @@ def _findings(options: argparse.Namespace) -> "Iterator[Finding]":
 
     config = None if options.config is None else parse(load_config(options.config, options.config_words))
     yield from doctor.check_versions()
-    yield from doctor.check_devices()
+    computes = yield from doctor.check_devices()
     yield from doctor.check_memory()
     if config is not None:
         yield from doctor.check_data(config)
+    if config is not None and computes:
         yield from doctor.check_recipe(config, options.workdir)
     elif options.workdir is not None:
         yield from doctor.check_disk(options.workdir)
     if options.workdir is not None:
-        yield from doctor.check_workdir(options.workdir)
-    if not options.no_smoke:
+        yield from doctor.check_workdir(options.workdir, config)
+    if computes and not options.no_smoke:
         yield from smoke_run(config)

@@ -16,9 +16,11 @@ def check_output(path: pathlib.Path | None, option: str) -> None:
         raise ValueError(f"{option}={path}: give the name of a file in a directory that exists.")
 
 
-def format_size(size: float) -> str:
-    """Bytes in words."""
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+def format_size(size: float | int) -> str:
+    """Bytes of memory in words."""
+    from rmt_jax.training.disk import describe_size
+
+    return describe_size(size, memory=True)
 
 
 def describe_environment(packages: Sequence[str]) -> dict[str, Any]:

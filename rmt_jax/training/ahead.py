@@ -17,7 +17,7 @@ from rmt_jax.training.chips import Chip
 from rmt_jax.training.config import Config
 from rmt_jax.training.cost import Traffic, collective_traffic, count_flops, loop_factor
 from rmt_jax.training.program import Program, train_program, training_task
-from rmt_jax.training.sharding import batch_sharding, make_mesh
+from rmt_jax.training.sharding import batch_sharding, check_division, make_mesh
 
 # What shapes depend on the data set for; ImageNet's.
 NUM_CLASSES = 1000
@@ -39,8 +39,9 @@ class Compiled:
         batch: pictures in a step, over all devices.
         state: {"parameters", "optimiser", "EMA", "statistics"}: bytes of the state.
         inputs: bytes of the batch.
+        padding: bytes that state and batch take more as they lie in memory; 0 without the program.
         temporaries: what the step needs besides its arguments; where it does not fit, what it would need.
-        peak: the most at any time; arguments and temporaries together where the compiler does not say.
+        peak: all of these together, which is what has to fit.
         limit: memory of a device, None where it is not known.
         fits: whether the compiler took it, and the peak is within the limit.
         flops: of matrix products and convolutions, a picture, forward and backward.
@@ -53,6 +54,7 @@ class Compiled:
     batch: int
     state: dict[str, float]
     inputs: float
+    padding: float
     temporaries: float
     peak: float
     limit: float | None
@@ -71,12 +73,13 @@ def compile_step(
     Args:
         config: its batch size is that of all devices.
         devices: here, or of a topology.
-        chip: of these devices, None where it is not known (CPU, GPU).
+        chip: of these devices, None of CPUs and GPUs.
         quick: let the compiler work less on speed: two to four times as fast, the memory within some percent.
 
     Raises:
         ValueError: the configuration cannot run on these devices.
     """
+    check_division("batch_size", config.batch_size, len(devices), config.grad_accum_steps)
     mesh = make_mesh(config.mesh, devices)
     program = train_program(config, training_task(config, NUM_CLASSES), mesh, STEPS_PER_EPOCH)
     batch = abstract_batch(config, mesh)
@@ -92,6 +95,7 @@ def compile_step(
         batch=config.batch_size,
         state=state,
         inputs=inputs,
+        padding=0.0,
         temporaries=0.0,
         peak=0.0,
         limit=_memory_limit(devices, chip),
@@ -105,16 +109,16 @@ def compile_step(
     if compiled is None:
         needed, limit = refused
         return dataclasses.replace(step, temporaries=needed - arguments, peak=needed, limit=limit), ""
-    text, memory, cost = compiled.as_text() or "", compiled.memory_analysis(), compiled.cost_analysis() or {}
-    temporaries = float(memory.temp_size_in_bytes) if memory is not None else math.nan
-    # Only the compiler for TPUs means by the peak what does not fit.
-    peak = float(memory.peak_memory_in_bytes) if chip is not None and memory is not None else arguments + temporaries
+    text, cost = compiled.as_text() or "", compiled.cost_analysis() or {}
+    padding, temporaries = _memory(compiled.memory_analysis(), arguments)
+    peak = arguments + padding + temporaries
     # Of one device's program, so its pictures are those of one device.
     accessed = None
     if "bytes accessed" in cost:
         accessed = cost["bytes accessed"] * loop_factor(text) / (config.batch_size / len(devices))
     step = dataclasses.replace(
         step,
+        padding=padding,
         temporaries=temporaries,
         peak=peak,
         fits=step.limit is None or peak <= step.limit,
@@ -151,7 +155,8 @@ def find_batch(
 
     Memory is close to a straight line in the batch, so each next try is where the line through the last two, the first
     being the state alone, meets the limit. The answer is exact to an eighth (see `_unit`): the search ends where a unit
-    more does not fit, by a try or by the line.
+    more does not fit, by a try or by the line. Sizes are counted in pictures of each of the `grad_accum_steps` parts,
+    so that all of them can be cut into these.
 
     Args:
         config: its batch size is not used.
@@ -165,9 +170,10 @@ def find_batch(
     if _memory_limit(devices, chip) is None:
         raise ValueError("The largest batch cannot be found: the memory of these devices is not known.")
     peaks: dict[int, float] = {}
-    fits, refused, size = 0, math.inf, _round_down(start)
+    parts = config.grad_accum_steps
+    fits, refused, size = 0, math.inf, _round_down(max(start // parts, 1))
     while size:
-        compiled, _ = compile_step(with_batch(config, size, len(devices)), devices, chip, quick=True)
+        compiled, _ = compile_step(with_batch(config, size * parts, len(devices)), devices, chip, quick=True)
         yield compiled
         peaks |= {0: sum(compiled.state.values()), size: compiled.peak}
         fits, refused = (max(fits, size), refused) if compiled.fits else (fits, min(refused, size))
@@ -238,8 +244,32 @@ def _compile(lowered: jax.stages.Lowered, arguments: float) -> tuple[jax.stages.
         raise
 
 
+def _memory(stats: Any, arguments: float) -> tuple[float, float]:
+    """(padding, temporaries) of a program, of which the compiler makes one block each, whatever is used at a time.
+
+    Its own peak is of another kind: the arrays that are in use together, those in the chip's vector memory too. A
+    program can have a peak of 15 MiB and no temporaries at all, or one of 472 MiB and temporaries of 578 MiB. It also
+    takes programs whose temporaries exceed the chip's memory (RMT-S, 512 pictures on v5e: 17.3 of 15.75 GiB). Nobody
+    here has run one, so these count as not fitting.
+
+    Args:
+        stats: of the compiler, None where it says nothing.
+        arguments: bytes of state and batch without padding.
+    """
+    if stats is None:
+        return 0.0, math.nan
+    # Results lie where the state was given, but for the metrics.
+    results = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    return stats.argument_size_in_bytes - arguments, float(stats.temp_size_in_bytes + results)
+
+
 def _memory_limit(devices: Sequence[jax.Device], chip: Chip | None) -> float | None:
-    if chip is not None:
-        return chip.memory
-    stats = devices[0].memory_stats() if devices[0].platform == "gpu" else None
-    return None if not stats else float(stats["bytes_limit"])
+    """As a device of this machine says, else as it is known of the chip."""
+    for device in devices:
+        try:
+            stats = device.memory_stats()
+        except jax.errors.JaxRuntimeError:  # of a topology, or of another host
+            continue
+        if stats and "bytes_limit" in stats:
+            return float(stats["bytes_limit"])
+    return None if chip is None else chip.memory

@@ -23,7 +23,7 @@ def load_config(path: str, words: Sequence[str] = ()) -> dict[str, Any]:
         words: --config.KEY=VALUE or --config.KEY VALUE, KEY with dots between its parts.
 
     Raises:
-        ValueError: no such file, or words that are none of these.
+        ValueError: no such file, one without `get_config`, or words that are none of these.
     """
     file, _, argument = path.partition(":")
     if not pathlib.Path(file).is_file():
@@ -35,6 +35,10 @@ def load_config(path: str, words: Sequence[str] = ()) -> dict[str, Any]:
     module = importlib.util.module_from_spec(spec)
     with _importable(pathlib.Path(file).resolve().parent.parent):
         spec.loader.exec_module(module)
+    if not callable(getattr(module, "get_config", None)):
+        raise ValueError(
+            f"--config={path}: {file} is no recipe: it has no function get_config, as configs/digits.py has."
+        )
     if argument and not inspect.signature(module.get_config).parameters:
         raise ValueError(f"--config={path}: {file} takes no argument; leave out :{argument}.")
     config = module.get_config(argument) if argument else module.get_config()

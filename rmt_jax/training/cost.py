@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from rmt_jax.training.hlo import Instruction, array_sizes, computations, count_runs, instructions
+from rmt_jax.training.hlo import Instruction, array_sizes, computations, count_runs, instructions, members
 
 
 def count_flops(jaxpr: Any) -> int:
@@ -54,9 +54,19 @@ class Traffic:
     bytes: int
 
 
+# The kind of all that goes from one slice to the next, by the network of the data centre.
+BETWEEN_SLICES = "between slices"
+
 _COLLECTIVE = re.compile(r"= (.+?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\(")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _GROUPS = re.compile(r"replica_groups=(mesh.*?\{.*?\}|\[[\d,]+\]<=|\{\{[\d,]+\}|\{\})")
+
+# Between slices TPU programs hand arrays to a runtime of the hosts, with the collective and the slices as attributes.
+_SEND = re.compile(r"= (.+?) send\(.*\bxla_megascale_runtime\b")
+_TRANSFER = re.compile(r"_xla_megascale_transfer_type=\"(\w+)\"")
+_SLICES = re.compile(r"_xla_megascale_target=\"\{([\d,]+)\}x")
+_SLICES_OF_DEVICES = re.compile(r"_xla_megascale_target=\{\{([\d,]+)\}")
+_DEVICES_A_SLICE = 100_000  # the step in the devices' numbers there from one slice to the next
 
 
 def collective_traffic(hlo: str, devices: int) -> dict[str, Traffic]:
@@ -64,7 +74,8 @@ def collective_traffic(hlo: str, devices: int) -> dict[str, Traffic]:
 
     A sum of which each device keeps its part alone counts as reduce-scatter: TPU programs hold it as a fusion of an
     all-reduce and a slice. In a group of n devices an all-gather that gives N bytes, or a reduce-scatter that takes N,
-    sends N (n - 1) / n; an all-reduce twice that; a permutation N.
+    sends N (n - 1) / n; an all-reduce twice that; a permutation N. So do n slices with what a device hands to the
+    network between them, all of which is one kind, `BETWEEN_SLICES`.
 
     Args:
         hlo: the compiled text.
@@ -74,26 +85,64 @@ def collective_traffic(hlo: str, devices: int) -> dict[str, Traffic]:
     runs, found = count_runs(bodies), collections.defaultdict[str, list[int]](lambda: [0, 0])
     seen: set[tuple[str, str]] = set()
     for name, lines in bodies.items():
-        for line in lines:
-            match = _COLLECTIVE.search(line)
-            if match is None or not runs[name]:
-                continue
-            result, kind, start = match.groups()
-            channel = _CHANNEL.search(line)
-            if "fused_computation" in name or "async_collective" in name:
-                # Parts of one asynchronous collective, each of which repeats it.
-                identity = (channel[1] if channel else name, result.split("{")[0])
-                if identity in seen:
-                    continue
-                seen.add(identity)
-            if name.startswith("all-reduce-scatter"):
-                kind = "reduce-scatter"
-            # The result of an asynchronous start holds operand, result and semaphores.
-            size = max(array_sizes(result)) if start else sum(array_sizes(result))
-            sent = size * _share(kind, line, devices, whole=kind in name)
-            found[kind][0] += runs[name]
-            found[kind][1] += round(runs[name] * sent)
+        for line in lines if runs[name] else ():
+            collective = _sent_between_slices(line) or _sent_within_slice(name, line, devices, seen)
+            if collective is not None:
+                kind, sent = collective
+                found[kind][0] += runs[name]
+                found[kind][1] += round(runs[name] * sent)
     return {kind: Traffic(*values) for kind, values in sorted(found.items())}
+
+
+def _sent_between_slices(line: str) -> tuple[str, float] | None:
+    """(kind, bytes that a device sends) of an instruction, None where it sends nothing to another slice."""
+    match = _SEND.search(line)
+    if match is None:
+        return None
+    size = sum(array_sizes(members(match[1])[0]))  # of (what is sent, context, token)
+    transfer = _TRANSFER.search(line)
+    return BETWEEN_SLICES, size * _share_of_slices(transfer[1] if transfer else "", _slice_count(line))
+
+
+def _share_of_slices(transfer: str, slices: int) -> float:
+    """What a device sends, as a multiple of what it hands over."""
+    if transfer == "ALL_GATHER":
+        return slices - 1.0
+    share = (slices - 1) / slices
+    return {"ALL_REDUCE": 2 * share, "REDUCE_SCATTER": share, "ALL_TO_ALL": share}.get(transfer, 1.0)
+
+
+def _slice_count(line: str) -> int:
+    """Of the text's forms "{1,2}x{0:3}", which names slices, and {{100000,200000}}, which names devices; else 2."""
+    if named := _SLICES.search(line):
+        return len(named[1].split(","))
+    listed = _SLICES_OF_DEVICES.search(line)
+    return len({int(device) // _DEVICES_A_SLICE for device in listed[1].split(",")}) if listed else 2
+
+
+def _sent_within_slice(name: str, line: str, devices: int, seen: set[tuple[str, str]]) -> tuple[str, float] | None:
+    """(kind, bytes that a device sends) of an instruction of a computation, None for other instructions.
+
+    seen: of collectives in parts the (channel, type), which is added to.
+    """
+    match = _COLLECTIVE.search(line)
+    if match is None:
+        return None
+    result, kind, start = match.groups()
+    channel = _CHANNEL.search(line)
+    if "fused_computation" in name or "async_collective" in name:
+        # Parts of one asynchronous collective, each of which repeats it.
+        identity = (channel[1] if channel else name, result.split("{")[0])
+        if identity in seen:
+            return None
+        seen.add(identity)
+    if name.startswith("all-reduce-scatter"):
+        kind = "reduce-scatter"
+    # An asynchronous start has (operands, results, semaphores), each a tuple where several travel together. But of an
+    # all-reduce it has the results alone.
+    parts = members(result) if start and kind != "all-reduce" else [result]
+    size = sum(array_sizes(parts[1] if len(parts) > 1 else result))
+    return kind, size * _share(kind, line, devices, whole=kind in name)
 
 
 def _share(kind: str, line: str, devices: int, *, whole: bool) -> float:

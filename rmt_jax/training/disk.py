@@ -57,8 +57,10 @@ def free_space(path: pathlib.Path) -> int | None:
     return usage.free if usage.total else None
 
 
-def describe_size(size: int) -> str:
-    """Bytes in words, such as 1.5 GB."""
+def describe_size(size: float | int, *, memory: bool = False) -> str:
+    """Bytes in words, such as 1.5 GB of a disk; memory: in powers of two as its makers count, such as 15.75 GiB."""
+    if memory:
+        return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= factor:
             return f"{size / factor:.1f} {unit}"

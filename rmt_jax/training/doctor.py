@@ -7,7 +7,7 @@ import pathlib
 import platform
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Literal, NamedTuple
 
 import jax
@@ -17,15 +17,17 @@ from rmt_jax.convert import checkpoint_folder, class_differences, find_damage, n
 from rmt_jax.data import TrainLoader, open_source
 from rmt_jax.data.decode import CorruptImageError, decode
 from rmt_jax.data.interface import ImageSource
+from rmt_jax.training.chips import find_devices
 from rmt_jax.training.config import Config
+from rmt_jax.training.disk import check_space, checkpoint_size, describe_size, free_space
 from rmt_jax.training.metrics import read_metrics
 from rmt_jax.training.setup import prepare
+from rmt_jax.training.workdir import open_workdir
 
 OPTIONAL = ("libtpu",)
 NAMED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "simplejpeg")
 PICTURES = 100  # of each split that are read and decoded
-LEAST_DISK, LEAST_MEMORY = 2**30, 2 * 2**30
-CHECKPOINTS = 4  # on disk at once: the last two, the best and one under way
+LEAST_DISK, LEAST_MEMORY = 10**9, 2 * 2**30
 
 _BOUND = re.compile(r"^([A-Za-z0-9._-]+)\s*>=\s*([0-9.]+)")
 
@@ -63,13 +65,18 @@ def check_versions(requirements: list[str] | None = None) -> Iterator[Finding]:
             yield Finding("problem", f"{name} {version} is older than {bound}", f"pip install '{name}>={bound}'")
 
 
-def check_devices() -> Iterator[Finding]:
-    """What jax computes on."""
-    device, count = jax.devices()[0], jax.device_count()
+def check_devices() -> Generator[Finding, None, bool]:
+    """What jax computes on. The generator's value is whether there is anything."""
+    try:
+        devices = find_devices()
+    except ValueError as error:
+        yield Finding("problem", str(error))
+        return False
+    device, count = devices[0], len(devices)
     what = f"{count} x {device.device_kind} ({device.platform}), {jax.process_count()} host(s)"
     limit = _device_memory()
     if limit is not None:
-        what += f", {_size(limit[0])} each, {_size(limit[1])} in use"
+        what += f", {describe_size(limit[0], memory=True)} each, {describe_size(limit[1], memory=True)} in use"
     yield Finding("ok", what)
     if limit is not None and limit[1] > limit[0] / 10:
         yield Finding("warning", "another program uses the device", "end it, or expect less memory")
@@ -77,6 +84,7 @@ def check_devices() -> Iterator[Finding]:
         yield Finding(
             "problem", "there is an accelerator, but jax does not use it", "pip install 'rmt-jax[tpu]' or [cuda]"
         )
+    return True
 
 
 def check_memory() -> Iterator[Finding]:
@@ -86,21 +94,40 @@ def check_memory() -> Iterator[Finding]:
     if "MemAvailable" not in lines:
         return
     free = int(lines["MemAvailable"].split()[0]) * 1024
-    what = f"{_size(free)} of memory free, {os.cpu_count()} cores"
+    what = f"{describe_size(free, memory=True)} of memory free, {os.cpu_count()} cores"
     yield Finding("ok", what) if free >= LEAST_MEMORY else Finding("warning", what, "end other programs")
 
 
 def check_disk(folder: pathlib.Path, needed: int = LEAST_DISK) -> Iterator[Finding]:
-    """Space where a folder is or will be."""
-    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    if not os.access(there, os.W_OK):
-        yield Finding("problem", f"{there} cannot be written", "choose another folder")
-    free = shutil.disk_usage(there).free
-    what = f"{_size(free)} of disk free at {folder}"
+    """Space where a folder is or will be, for a run that is not known."""
+    yield from _check_writable(folder)
+    free = free_space(folder)
+    if free is None:
+        return
+    what = f"{describe_size(free)} of disk free at {folder}"
     if free >= needed:
         yield Finding("ok", what)
     else:
-        yield Finding("problem", f"{what}, {_size(needed)} needed", "free some space or choose another folder")
+        yield Finding("problem", f"{what}, {describe_size(needed)} needed", "free some space or choose another folder")
+
+
+def check_checkpoints(workdir: pathlib.Path, config: Config, size: int) -> Iterator[Finding]:
+    """Whether a run's checkpoints fit the disk, as the run itself sees it; size: bytes of one."""
+    yield from _check_writable(workdir)
+    try:
+        check_space(workdir, config.checkpoint, size)
+    except ValueError as error:
+        yield Finding("problem", str(error))
+        return
+    free = free_space(workdir)
+    space = "" if free is None else f"{describe_size(free)} of disk free at {workdir}, "
+    yield Finding("ok", f"{space}checkpoints of about {describe_size(size)} fit")
+
+
+def _check_writable(folder: pathlib.Path) -> Iterator[Finding]:
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not os.access(there, os.W_OK):
+        yield Finding("problem", f"{there} cannot be written", "choose another folder")
 
 
 def check_data(config: Config) -> Iterator[Finding]:
@@ -153,28 +180,28 @@ def check_pictures(source: ImageSource) -> Iterator[Finding]:
 
 
 def check_recipe(config: Config, workdir: pathlib.Path | None) -> Iterator[Finding]:
-    """Whether it can start on these devices, its state fits them, and its checkpoints the disk."""
+    """Whether it can start on these devices, its state fits them, and its checkpoints the disk of a workdir."""
     try:
         setup = prepare(config)
     except (ValueError, OSError, ImportError) as error:
         yield Finding("problem", f"the run cannot start here: {error}")
         return
     leaves = jax.tree.leaves(setup.program.abstract_state)
-    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     shards = (np.prod(leaf.sharding.shard_shape(leaf.shape), dtype=np.int64) * leaf.dtype.itemsize for leaf in leaves)
     one = int(sum(shards))
     limit = _device_memory()
-    what = f"the state takes {_size(one)} of each device" + (f" of {_size(limit[0])}" if limit else "")
+    what = f"the state takes {describe_size(one, memory=True)} of each device"
+    what += f" of {describe_size(limit[0], memory=True)}" if limit else ""
     if limit and one > limit[0] / 2:
         yield Finding("problem", f"{what}: no room for activations", "raise mesh.fsdp, see rmt compile")
     else:
         yield Finding("ok", f"{what}; rmt compile says what activations take")
     if workdir is not None:
-        yield from check_disk(workdir, max(LEAST_DISK, CHECKPOINTS * whole))
+        yield from check_checkpoints(workdir, config, checkpoint_size(setup.program.abstract_state))
 
 
-def check_workdir(workdir: pathlib.Path) -> Iterator[Finding]:
-    """What a run has left: its files can be read, and every checkpoint is whole."""
+def check_workdir(workdir: pathlib.Path, config: Config | None = None) -> Iterator[Finding]:
+    """What a run has left: its files can be read, every checkpoint is whole, and it is one of this configuration."""
     if not workdir.is_dir():
         yield Finding("ok", f"{workdir} is not there yet: a new run")
         return
@@ -188,6 +215,8 @@ def check_workdir(workdir: pathlib.Path) -> Iterator[Finding]:
             yield Finding("problem", f"{path} is damaged: {error}", "restore it, or use another --workdir")
         else:
             yield Finding("ok", f"{path}: {len(rows):,} {'lines' if name == 'metrics.jsonl' else 'keys'}")
+            if name == "config.json" and config is not None:
+                yield from _check_configuration(workdir, config)
     folder = checkpoint_folder(workdir)
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     for step in sorted(int(name) for name in names if name.isdecimal()):
@@ -196,6 +225,14 @@ def check_workdir(workdir: pathlib.Path) -> Iterator[Finding]:
             yield Finding("ok", f"checkpoint {step} is whole")
         else:
             yield Finding("problem", f"checkpoint {step}: {damage}", f"move {folder / str(step)} away")
+
+
+def _check_configuration(workdir: pathlib.Path, config: Config) -> Iterator[Finding]:
+    try:
+        open_workdir(workdir, config, write=False)
+    except ValueError as error:
+        what, *differences, mend = str(error).splitlines()
+        yield Finding("problem", f"{what} {', '.join(map(str.strip, differences))}", mend)
 
 
 def _version(name: str) -> str | None:
@@ -213,7 +250,3 @@ def _device_memory() -> tuple[int, int] | None:
     """(limit, in use) of the first device, in bytes, where it says."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return (stats["bytes_limit"], stats.get("bytes_in_use", 0)) if "bytes_limit" in stats else None
-
-
-def _size(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

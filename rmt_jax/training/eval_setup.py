@@ -17,7 +17,7 @@ from rmt_jax.tasks import Classification
 from rmt_jax.training.config import Config
 from rmt_jax.training.program import predict_program, training_task
 from rmt_jax.training.report import log
-from rmt_jax.training.sharding import Tree, batch_sharding, make_mesh
+from rmt_jax.training.sharding import Tree, batch_sharding, check_division, make_mesh
 from rmt_jax.training.state import split_model
 
 
@@ -114,7 +114,7 @@ def prepare_evaluation(config: Config) -> EvalSetup:
     """
     mesh = make_mesh(config.mesh)
     batch_size = config.eval_batch_size or config.batch_size
-    check_batch("eval_batch_size" if config.eval_batch_size else "batch_size", batch_size, 1)
+    check_division("eval_batch_size" if config.eval_batch_size else "batch_size", batch_size, mesh.size, 1)
     processes: dict[str, Any] = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     source = open_source(config.data, config.data.eval_split)
     task = training_task(config, source.num_classes)
@@ -128,13 +128,3 @@ def prepare_evaluation(config: Config) -> EvalSetup:
         predict_step=predict_step,
         batch_sharding=batch_sharding(mesh),
     )
-
-
-def check_batch(name: str, batch_size: int, parts: int) -> None:
-    """Raises ValueError, with what would do, for a batch that the devices cannot divide among them in `parts` parts."""
-    devices = jax.device_count()
-    if batch_size % (devices * parts):
-        pieces = f"{devices} device(s)" + (f" x grad_accum_steps={parts}" if parts > 1 else "")
-        multiple = devices * parts
-        below, above = batch_size // multiple * multiple, -(-batch_size // multiple) * multiple
-        raise ValueError(f"{name}={batch_size} cannot be divided over {pieces}. Use {below or above} or {above}.")

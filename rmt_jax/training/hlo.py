@@ -93,3 +93,18 @@ def array_sizes(result: str) -> list[int]:
         math.prod(int(size) for size in shape.split(",") if size) * max(8, int(bits or 8)) // 8
         for bits, shape in _ARRAY.findall(result)
     ]
+
+
+def members(result: str) -> list[str]:
+    """The types that a tuple's type consists of; of another type itself alone."""
+    if not result.startswith("("):
+        return [result]
+    found, depth, start = [], 0, 1
+    for index, character in enumerate(result):
+        depth += (character in "([{") - (character in ")]}")
+        if depth == 0 or (depth == 1 and character == ","):
+            found.append(result[start:index].strip())
+            start = index + 1
+        if depth == 0:
+            break
+    return found

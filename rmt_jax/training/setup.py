@@ -12,9 +12,10 @@ from rmt_jax.convert import class_differences, load_into, name_some, read_weight
 from rmt_jax.data import TrainLoader, open_source
 from rmt_jax.training.config import Config
 from rmt_jax.training.describe import describe_augmentation, describe_loss, describe_placement
-from rmt_jax.training.eval_setup import EvalSetup, check_batch, prepare_evaluation
+from rmt_jax.training.eval_setup import EvalSetup, prepare_evaluation
 from rmt_jax.training.program import Program, train_program
 from rmt_jax.training.report import log
+from rmt_jax.training.sharding import check_division
 from rmt_jax.training.state import State
 from rmt_jax.training.teacher import load_teacher
 
@@ -87,7 +88,7 @@ def prepare(config: Config) -> Setup:
         ValueError: a configuration that cannot run here.
         FileNotFoundError: data that is not there.
     """
-    check_batch("batch_size", config.batch_size, config.grad_accum_steps)
+    check_division("batch_size", config.batch_size, jax.device_count(), config.grad_accum_steps)
     evaluation = prepare_evaluation(config)
     mesh, train_loader = evaluation.mesh, _open_training(config)
     teacher, teacher_weights = load_teacher(config, evaluation.task.model.num_classes, mesh)

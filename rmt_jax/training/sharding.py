@@ -63,10 +63,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"mesh.data={config.data} and mesh.fsdp={config.fsdp} give {data} x {fsdp} devices, but there are {slices} "
             f"slices of {len(devices) // slices} devices, and mesh.fsdp must divide a slice."
         )
+    # Where an axis is no product of sides of the slice, a side may be shared between both.
     if slices > 1:
-        grid = mesh_utils.create_hybrid_device_mesh((data // slices, fsdp), (slices, 1), devices)
-        return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 2)
-    return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+        grid = mesh_utils.create_hybrid_device_mesh(
+            (data // slices, fsdp), (slices, 1), devices, allow_split_physical_axes=True
+        )
+    else:
+        grid = mesh_utils.create_device_mesh((data, fsdp), devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def _axis_sizes(config: MeshConfig, devices: int) -> tuple[int, int]:
@@ -80,6 +84,16 @@ def _axis_sizes(config: MeshConfig, devices: int) -> tuple[int, int]:
             f"Use mesh.data=-1, or two numbers whose product is {devices}."
         )
     return sizes[0], sizes[1]
+
+
+def check_division(name: str, batch_size: int, devices: int, parts: int) -> None:
+    """Raises ValueError, with what would do, for a batch that devices cannot divide among them in `parts` parts."""
+    multiple = devices * parts
+    if batch_size % multiple:
+        pieces = f"{devices} device(s)" + (f" x grad_accum_steps={parts}" if parts > 1 else "")
+        below, above = batch_size // multiple * multiple, -(-batch_size // multiple) * multiple
+        choice = f"{below} or {above}" if below else str(above)
+        raise ValueError(f"{name}={batch_size} cannot be divided over {pieces}. Use {choice}.")
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -36,14 +36,12 @@ class Candidate:
     """Something to be timed.
 
     Attributes:
-        name: for tables.
         run: does the work once, and returns when it is done.
         compilation: of a compiled program.
         memory: bytes of arguments, results and temporaries of a device, None where that is not known.
         dispatch: starts the work and returns, for what the host does for a step; None where it is not to be timed.
     """
 
-    name: str
     run: Callable[[], object]
     compilation: Compilation | None = None
     memory: float | None = None
@@ -67,6 +65,18 @@ def model_of(config: Config) -> nnx.Module:
     return training_task(config, NUM_CLASSES).init_model(nnx.Rngs(config.seed))
 
 
+def weights_of(model: nnx.Module) -> Any:
+    """Parameters and statistics, nested dicts on the host."""
+    return jax.device_get(nnx.to_pure_dict(nnx.state(model)))
+
+
+def logits(model: nnx.Module, images: np.ndarray) -> np.ndarray:
+    """[batch classes] in evaluation mode, with products in full float32; the model's mode stays."""
+    graph, state = nnx.split(nnx.view(model, deterministic=True, use_running_average=True))
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(jax.jit(lambda state, images: nnx.merge(graph, state)(images))(state, images))
+
+
 def forward_candidate(config: Config, model: nnx.Module) -> Candidate:
     """Logits of normalised pictures, in evaluation mode."""
     mesh = make_mesh(config.mesh)
@@ -79,7 +89,6 @@ def forward_candidate(config: Config, model: nnx.Module) -> Candidate:
     started = time.perf_counter()
     jax.block_until_ready(compiled(state, images))
     return Candidate(
-        name="rmt_jax",
         run=lambda: jax.block_until_ready(compiled(state, images)),
         compilation=dataclasses.replace(compilation, first_run=time.perf_counter() - started),
         memory=_memory(compiled),
@@ -103,7 +112,6 @@ def train_candidate(config: Config, model: nnx.Module) -> Candidate:
     started = time.perf_counter()
     jax.block_until_ready(step())
     return Candidate(
-        name="rmt_jax",
         run=lambda: jax.block_until_ready((step(), state)),
         compilation=dataclasses.replace(compilation, first_run=time.perf_counter() - started),
         memory=_memory(compiled),

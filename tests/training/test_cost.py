@@ -129,6 +129,77 @@ def test_the_forms_of_tpu_programs() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("line", "kind", "sent"),
+    [
+        ("f32[100]{0} all-reduce-start(%a)", "all-reduce", 2 * 400 * 3 // 4),
+        ("(f32[100]{0}, f32[200]{0}) all-reduce-start(%a, %b)", "all-reduce", 2 * 1200 * 3 // 4),
+        ("(f32[25]{0}, f32[100]{0}) all-gather-start(%a)", "all-gather", 400 * 3 // 4),
+        (
+            "((f32[25]{0:T(128)}, f32[50]{0}), (f32[100]{0:T(128)}, /*index=1*/f32[200]{0})) all-gather-start(%a, %b)",
+            "all-gather",
+            1200 * 3 // 4,
+        ),
+        ("(f32[25]{0}, f32[100]{0}, u32[], u32[]) all-gather-start(%a)", "all-gather", 400 * 3 // 4),
+        (
+            "((f32[100]{0}, f32[200]{0}), (f32[25]{0}, f32[50]{0})) reduce-scatter-start(%a, %b)",
+            "reduce-scatter",
+            1200 * 3 // 4,
+        ),
+        ("((f32[100]{0}), f32[25]{0}) reduce-scatter-start(%a)", "reduce-scatter", 400 * 3 // 4),
+        ("(f32[100]{0}, f32[100]{0}, u32[], u32[]) collective-permute-start(%a)", "collective-permute", 400),
+        (
+            "((f32[100]{0}, f32[7]{0}), (f32[100]{0}, f32[7]{0})) collective-permute-start(%a, %b)",
+            "collective-permute",
+            428,
+        ),
+    ],
+)
+def test_what_asynchronous_collectives_send(line: str, kind: str, sent: int) -> None:
+    """XLA for GPUs lets the gradients of several parameters travel together."""
+    text = f"ENTRY %main (a: f32[100]) -> f32[100] {{\n  %x = {line}, channel_id=1, replica_groups={{{{0,1,2,3}}}}\n}}"
+    assert collective_traffic(text, 4) == {kind: Traffic(1, sent)}
+
+
+SLICES_TEXT = """\
+HloModule jit_step
+
+ENTRY %main (p: f32[128,512]) -> f32[128,512] {
+  %reduce-scatter.1 = f32[128,512]{1,0:T(8,128)} reduce-scatter(%p), channel_id=1, replica_groups={{0,1,2,3}}
+  %send = (f32[64,8,128]{2,1,0:T(8,128)}, u32[], token[]) send(%reduce-scatter.1, %after-all), channel_id=2, \
+is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",\
+_xla_host_transfer_rendezvous="all-reduce.1_0",_xla_megascale_reduce_operation="SUM",ATTRIBUTES}
+  %send-done = token[] send-done(%send), channel_id=2, is_host_transfer=true, frontend_attributes={\
+_xla_host_transfer_handler_name="xla_megascale_runtime"}
+  %recv = (f32[64,8,128]{2,1,0:T(8,128)}, u32[], token[]) recv(%after-all), channel_id=1, is_host_transfer=true, \
+frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",ATTRIBUTES}
+  %callback = (f32[64]{0}, u32[], token[]) send(%p, %after-all), channel_id=3, is_host_transfer=true, \
+frontend_attributes={_xla_host_transfer_handler_name="tf_rendezvous"}
+}
+"""
+HANDED_OVER = 64 * 8 * 128 * 4
+
+
+@pytest.mark.parametrize(
+    ("target", "transfer", "sent"),
+    [
+        ('"{1,2}x{0:3}"', "ALL_REDUCE", HANDED_OVER),
+        ('"{1,2,3,4}x{0:3}"', "ALL_REDUCE", HANDED_OVER * 3 // 2),
+        ('"{1,2,3,4}x{0:3}"', "ALL_GATHER", HANDED_OVER * 3),
+        ('"{1,2,3,4}x{0:3}"', "REDUCE_SCATTER", HANDED_OVER * 3 // 4),
+        ("{{100000,100001,200000,200001}}", "ALL_TO_ALL", HANDED_OVER // 2),
+        ("{{100000->200000},{200000->100000}}", "ONE_TO_ONE", HANDED_OVER),
+    ],
+)
+def test_what_goes_between_slices(target: str, transfer: str, sent: int) -> None:
+    """What the hosts' runtime sends is counted apart from the links of a slice, and what it receives is not."""
+    attributes = f'_xla_megascale_target={target},_xla_megascale_transfer_type="{transfer}"'
+    assert collective_traffic(SLICES_TEXT.replace("ATTRIBUTES", attributes), 8) == {
+        "between slices": Traffic(1, sent),
+        "reduce-scatter": Traffic(1, 128 * 512 * 4 * 3),
+    }
+
+
 LOOP_TEXT = """\
 HloModule jit_step
 

@@ -2,18 +2,26 @@
 
 import json
 import pathlib
+import shutil
 from collections.abc import Iterable
 from typing import Any
+from unittest import mock
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from rmt_jax.cli import main
+from rmt_jax.cli.output import format_size
 from rmt_jax.training import doctor
 from rmt_jax.training.checkpoint import Checkpoints
 from rmt_jax.training.config import CheckpointConfig, Config, parse
+from rmt_jax.training.disk import checkpoint_size, describe_size
+from rmt_jax.training.setup import prepare
+from rmt_jax.training.workdir import open_workdir
+from tests.training.conftest import TINY
 
 
 def problems(findings: Iterable[doctor.Finding]) -> list[str]:
@@ -76,8 +84,48 @@ def test_versions() -> None:
 def test_too_little_disk(tmp_path: pathlib.Path) -> None:
     assert problems(doctor.check_disk(tmp_path / "run", 1)) == []
     [line] = problems(doctor.check_disk(tmp_path / "run", 2**60))
-    assert "1073741824.0 GiB needed" in line
+    assert f"{2**60 / 1e9:.1f} GB needed" in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Unable to initialize backend 'tpu'"), AssertionError()])
+def test_no_device(error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What jax raises for JAX_PLATFORMS=tpu and =cuda where there is none; nothing that needs a device is tried."""
+    monkeypatch.setattr(jax, "devices", mock.Mock(side_effect=error))
+    assert main(["doctor"]) == 1
+    [line] = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("ok")]
+    assert line.startswith("problem: jax finds no device")
+    assert "Unset JAX_PLATFORMS" in line
+
+
+def small_recipe(digits_dir: str, **changes: Any) -> Config:
+    model = {"name": "rmt_nano", "dtype": "float32", "architecture": TINY}
+    data = {"name": "digits", "dir": digits_dir, "eval_split": "test", "image_size": 32}
+    return parse({"batch_size": 64, "model": model, "data": data} | changes)
+
+
+@pytest.mark.parametrize(("keep_last", "count"), [(1, 3), (2, 4), (5, 7)])
+def test_the_disk_is_seen_as_the_run_sees_it(
+    keep_last: int, count: int, digits_dir: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_recipe(digits_dir, checkpoint={"keep_last": keep_last})
+    size = checkpoint_size(prepare(config).program.abstract_state)
+    for free, fits in ((count * size, True), (count * size - 1, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: mock.Mock(free=free, total=2**40))
+        found = problems(doctor.check_recipe(config, tmp_path))
+        assert bool(found) is not fits
+        assert all(f"up to {count} checkpoints" in line for line in found)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "here").write_bytes(b"x")
+    assert problems(doctor.check_recipe(config, tmp_path)) == []
+
+
+def test_a_run_of_another_configuration(digits_dir: str, tmp_path: pathlib.Path) -> None:
+    open_workdir(tmp_path, small_recipe(digits_dir), write=True)
+    assert problems(doctor.check_workdir(tmp_path, small_recipe(digits_dir))) == []
+    [line] = problems(doctor.check_workdir(tmp_path, small_recipe(digits_dir, seed=1, epochs=5)))
+    assert "holds a run of another configuration: seed: 0 there, 1 now, epochs: 300 there, 5 now" in line
+    assert line.endswith("Use another --workdir, or the same configuration to resume that run.")
 
 
 def test_a_damaged_checkpoint_and_damaged_files(tmp_path: pathlib.Path) -> None:
@@ -101,6 +149,12 @@ def test_a_damaged_checkpoint_and_damaged_files(tmp_path: pathlib.Path) -> None:
     ]
     assert lines[2].startswith("problem: checkpoint 1: ema")
     assert len(lines) == 3
+
+
+def test_one_way_to_say_sizes() -> None:
+    assert describe_size(15.75 * 2**30, memory=True) == format_size(15.75 * 2**30) == "15.75 GiB"
+    assert describe_size(3 * 2**19, memory=True) == format_size(3 * 2**19) == "1.5 MiB"
+    assert describe_size(2.3e9) == "2.3 GB"
 
 
 def test_arguments(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
