@@ -1,0 +1,398 @@
+"""The Pallas kernels of `pallas_retention`: one grid step holds a few pictures whole in the chip's memory.
+
+A map goes from [height width channels] to float32 scratch memory of [tiles, rows, 128]: a tile for every 128 channels,
+in it the tokens row by row, each row of the map padded to 8 sublanes. Rows of the map are then slices of it, columns
+are slices with a stride, which only 32-bit arrays of exactly 128 lanes have.
+
+Axes: pictures of a step, height, width, channels, tiles.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from rmt_jax.ops.pallas_heads import LANES, SUBLANES, HeadStack, attend, attend_backward, decay_logits, round_up
+
+Ref = Any  # of a block of an operand, or of scratch memory
+Tiles = list[Array]  # [rows 128] each, float32
+
+# Rows or columns that one iteration works on: independent of each other, so that one fills the other's waits.
+_LOGITS_AT_ONCE = 2**15
+_AT_ONCE = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Heads that are computed at once: those of one tile, or all where heads straddle tiles."""
+
+    tiles: slice
+    log_rates: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a kernel is compiled for.
+
+    Attributes:
+        height, width, channels: of a map.
+        log_rates: log(gamma) of each head.
+        dtype: of q, k and v, and of the operands of products.
+        full: over all tokens rather than along one axis after the other.
+    """
+
+    height: int
+    width: int
+    channels: int
+    log_rates: tuple[float, ...]
+    dtype: jnp.dtype
+    full: bool
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head."""
+        return self.channels // len(self.log_rates)
+
+    @property
+    def padded_height(self) -> int:
+        """Of a column in scratch memory."""
+        return round_up(self.height, SUBLANES)
+
+    @property
+    def padded_width(self) -> int:
+        """Of a row in scratch memory."""
+        return round_up(self.width, SUBLANES)
+
+    @property
+    def tiles(self) -> int:
+        """Of 128 channels."""
+        return -(-self.channels // LANES)
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """All heads."""
+        if LANES % self.head_dim:
+            return (Group(slice(0, self.tiles), self.log_rates),)
+        heads = LANES // self.head_dim
+        return tuple(
+            Group(slice(tile, tile + 1), self.log_rates[tile * heads : (tile + 1) * heads])
+            for tile in range(self.tiles)
+        )
+
+    @property
+    def table_tiles(self) -> int:
+        """Tiles of the rotation's tables: one where all tiles hold the same angles."""
+        return self.tiles if LANES % self.head_dim else 1
+
+    @property
+    def tokens(self) -> int:
+        """Of a map in scratch memory."""
+        return self.padded_height * self.padded_width
+
+    def stack(self, group: Group, length: int) -> HeadStack:
+        """How a group's heads are stacked."""
+        return HeadStack(len(group.log_rates), self.head_dim, length)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Of what is attended to, padded: of all tokens, or of a row and of a column."""
+        return (self.height * self.padded_width,) if self.full else (self.padded_width, self.padded_height)
+
+    @property
+    def decay_shapes(self) -> list[tuple[int, int, int]]:
+        """[groups rows columns] for each of the lengths."""
+        stacks = [self.stack(self.groups[0], length) for length in self.lengths]
+        return [(len(self.groups), stack.rows, stack.columns) for stack in stacks]
+
+    def scratch_shapes(self, backward: bool) -> list[tuple[int, int, int]]:
+        """Of a kernel, in the order of its arguments."""
+        maps = 0 if self.full else 5 if backward else 3
+        return [(self.tiles, self.tokens, LANES)] * maps + self.decay_shapes
+
+
+def forward_axes(
+    plan: Plan,
+    q_ref: Ref,
+    k_ref: Ref,
+    v_ref: Ref,
+    cos_ref: Ref,
+    sin_ref: Ref,
+    out_ref: Ref,
+    q: Ref,
+    k: Ref,
+    y: Ref,
+    width_decay: Ref,
+    height_decay: Ref,
+) -> None:
+    """Along the width, then along the height. In `y` each row and then each column of values becomes its result."""
+    _write_decay(plan, width_decay, plan.padded_width, plan.width)
+    _write_decay(plan, height_decay, plan.padded_height, plan.height)
+    _clear(plan, q, k, y)
+
+    def picture(i: Array) -> None:
+        _for_each(plan.height, _at_once(width_decay), lambda rows: _along_rows(plan, refs, i, rows, width_decay))
+        _for_each(plan.width, _at_once(height_decay), along_columns)
+        _for_each(plan.height, _AT_ONCE, lambda rows: [_store(plan, out_ref, i, h, _row(plan, y, h)) for h in rows])
+
+    def along_columns(columns: list[Array]) -> None:
+        operands = [[_column(plan, x, w) for x in (q, k, y)] for w in columns]
+        results = [_attend(plan, *operand, height_decay) for operand in operands]
+        for w, result in zip(columns, results, strict=True):
+            _set_column(plan, y, w, result)
+
+    refs = (q_ref, k_ref, v_ref, cos_ref, sin_ref, q, k, y)
+    _for_each(q_ref.shape[0], 1, lambda pictures: picture(*pictures))
+
+
+def backward_axes(
+    plan: Plan,
+    q_ref: Ref,
+    k_ref: Ref,
+    v_ref: Ref,
+    dout_ref: Ref,
+    cos_ref: Ref,
+    sin_ref: Ref,
+    dq_ref: Ref,
+    dk_ref: Ref,
+    dv_ref: Ref,
+    q: Ref,
+    k: Ref,
+    y: Ref,
+    dout: Ref,
+    dk: Ref,
+    width_decay: Ref,
+    height_decay: Ref,
+) -> None:
+    """The width forward, the height backward, the width backward.
+
+    In `y` each column of the first axis' result becomes its gradient, in `dout` each column becomes the gradient of q.
+    """
+    _write_decay(plan, width_decay, plan.padded_width, plan.width)
+    _write_decay(plan, height_decay, plan.padded_height, plan.height)
+    _clear(plan, q, k, y, dout, dk)
+
+    def picture(i: Array) -> None:
+        _for_each(plan.height, _at_once(width_decay), functools.partial(rows_forward, i))
+        _for_each(plan.width, _at_once(height_decay), columns_backward)
+        _for_each(plan.height, _at_once(width_decay), functools.partial(rows_backward, i))
+
+    def rows_forward(i: Array, rows: list[Array]) -> None:
+        _along_rows(plan, refs, i, rows, width_decay)
+        for h in rows:
+            _set_row(plan, dout, h, _load(plan, dout_ref, i, h))
+
+    def columns_backward(columns: list[Array]) -> None:
+        operands = [[_column(plan, x, w) for x in (q, k, y, dout)] for w in columns]
+        gradients = [_attend_backward(plan, *operand, height_decay) for operand in operands]
+        for w, gradient in zip(columns, gradients, strict=True):
+            for x, column in zip((dout, dk, y), gradient, strict=True):
+                _set_column(plan, x, w, column)
+
+    def rows_backward(i: Array, rows: list[Array]) -> None:
+        operands = [[_row(plan, q, h), _row(plan, k, h), _load(plan, v_ref, i, h), _row(plan, y, h)] for h in rows]
+        gradients = [_attend_backward(plan, *operand, width_decay) for operand in operands]
+        for h, (dq_row, dk_row, dv_row) in zip(rows, gradients, strict=True):
+            cos, sin = _tokens(plan, cos_ref, h), _tokens(plan, sin_ref, h)
+            dq_sum, dk_sum = _add(dq_row, _row(plan, dout, h)), _add(dk_row, _row(plan, dk, h))
+            _store(plan, dq_ref, i, h, _turn(dq_sum, cos, sin, back=True))
+            _store(plan, dk_ref, i, h, _scale(plan, _turn(dk_sum, cos, sin, back=True)))
+            _store(plan, dv_ref, i, h, dv_row)
+
+    refs = (q_ref, k_ref, v_ref, cos_ref, sin_ref, q, k, y)
+    _for_each(q_ref.shape[0], 1, lambda pictures: picture(*pictures))
+
+
+def forward_full(
+    plan: Plan, q_ref: Ref, k_ref: Ref, v_ref: Ref, cos_ref: Ref, sin_ref: Ref, out_ref: Ref, decay: Ref
+) -> None:
+    """Over all tokens."""
+    _write_decay(plan, decay, plan.lengths[0], plan.width)
+
+    def picture(i: Array) -> None:
+        q, k, v = _map(plan, q_ref, i), _map(plan, k_ref, i), _map(plan, v_ref, i)
+        cos, sin = _tokens(plan, cos_ref), _tokens(plan, sin_ref)
+        q, k = _turn(q, cos, sin), _turn(_scale(plan, k), cos, sin)
+        _store_map(plan, out_ref, i, _attend(plan, q, k, v, decay))
+
+    _for_each(q_ref.shape[0], 1, lambda pictures: picture(*pictures))
+
+
+def backward_full(
+    plan: Plan,
+    q_ref: Ref,
+    k_ref: Ref,
+    v_ref: Ref,
+    dout_ref: Ref,
+    cos_ref: Ref,
+    sin_ref: Ref,
+    dq_ref: Ref,
+    dk_ref: Ref,
+    dv_ref: Ref,
+    decay: Ref,
+) -> None:
+    """Over all tokens."""
+    _write_decay(plan, decay, plan.lengths[0], plan.width)
+
+    def picture(i: Array) -> None:
+        q, k, v, dout = (_map(plan, ref, i) for ref in (q_ref, k_ref, v_ref, dout_ref))
+        cos, sin = _tokens(plan, cos_ref), _tokens(plan, sin_ref)
+        q, k = _turn(q, cos, sin), _turn(_scale(plan, k), cos, sin)
+        dq, dk, dv = _attend_backward(plan, q, k, v, dout, decay)
+        _store_map(plan, dq_ref, i, _turn(dq, cos, sin, back=True))
+        _store_map(plan, dk_ref, i, _scale(plan, _turn(dk, cos, sin, back=True)))
+        _store_map(plan, dv_ref, i, dv)
+
+    _for_each(q_ref.shape[0], 1, lambda pictures: picture(*pictures))
+
+
+def _along_rows(plan: Plan, refs: tuple[Ref, ...], i: Array, rows: list[Array], decay: Ref) -> None:
+    """Rotates q and k of some rows of picture i into scratch memory, and the first axis' result of them into y."""
+    q_ref, k_ref, v_ref, cos_ref, sin_ref, q, k, y = refs
+    operands = []
+    for h in rows:
+        cos, sin = _tokens(plan, cos_ref, h), _tokens(plan, sin_ref, h)
+        queries = _turn(_load(plan, q_ref, i, h), cos, sin)
+        keys = _turn(_scale(plan, _load(plan, k_ref, i, h)), cos, sin)
+        operands.append((queries, keys, _load(plan, v_ref, i, h)))
+    results = [_attend(plan, *operand, decay) for operand in operands]
+    for h, (queries, keys, _), result in zip(rows, operands, results, strict=True):
+        _set_row(plan, q, h, queries)
+        _set_row(plan, k, h, keys)
+        _set_row(plan, y, h, result)
+
+
+def _for_each(count: int, at_once: int, work: Callable[[list[Array]], Any]) -> None:
+    """Work on 0 to count - 1, up to `at_once` an iteration."""
+    at_once = max(size for size in range(1, at_once + 1) if count % size == 0)
+
+    def iteration(i: Array, _: None) -> None:
+        work([i * at_once + j for j in range(at_once)])
+
+    jax.lax.fori_loop(0, count // at_once, iteration, None)
+
+
+def _at_once(decay: Ref) -> int:
+    """Rows or columns an iteration, by the logits of each."""
+    groups, rows, columns = decay.shape
+    return max(1, min(_AT_ONCE, _LOGITS_AT_ONCE // (groups * rows * round_up(columns, LANES))))
+
+
+def _write_decay(plan: Plan, ref: Ref, length: int, valid: int) -> None:
+    for i, group in enumerate(plan.groups):
+        stack = plan.stack(group, length)
+        for j in range(stack.query_classes):
+            decay = decay_logits(stack, j, group.log_rates, plan.padded_width if plan.full else None, valid)
+            ref[i, j * length : (j + 1) * length, : stack.columns] = decay
+
+
+def _clear(plan: Plan, *scratch: Ref) -> None:
+    """Zeros where no row and no column is written: they are read as keys, whose weights are zero but not their NaN."""
+    if (plan.padded_height, plan.padded_width) != (plan.height, plan.width):
+        for x in scratch:
+            x[...] = jnp.zeros(x.shape, x.dtype)
+
+
+def _attend(plan: Plan, q: Tiles, k: Tiles, v: Tiles, decay: Ref) -> Tiles:
+    results = []
+    for i, group in enumerate(plan.groups):
+        stack = plan.stack(group, q[0].shape[0])
+        operands = [_join(x, group) for x in (q, k, v)]
+        results += _split(attend(stack, *operands, decay[i, : stack.rows, : stack.columns], plan.dtype))
+    return results
+
+
+def _attend_backward(plan: Plan, q: Tiles, k: Tiles, v: Tiles, dy: Tiles, decay: Ref) -> tuple[Tiles, Tiles, Tiles]:
+    results: tuple[Tiles, Tiles, Tiles] = ([], [], [])
+    for i, group in enumerate(plan.groups):
+        stack = plan.stack(group, q[0].shape[0])
+        operands = [_join(x, group) for x in (q, k, v, dy)]
+        gradients = attend_backward(stack, *operands, decay[i, : stack.rows, : stack.columns], plan.dtype)
+        for tiles, gradient in zip(results, gradients, strict=True):
+            tiles += _split(gradient)
+    return results
+
+
+def _join(tiles: Tiles, group: Group) -> Array:
+    return jnp.concatenate(tiles[group.tiles], axis=1)
+
+
+def _split(x: Array) -> Tiles:
+    return [x[:, start : start + LANES] for start in range(0, x.shape[1], LANES)]
+
+
+def _turn(x: Tiles, cos: Tiles, sin: Tiles, *, back: bool = False) -> Tiles:
+    """Rotation of neighbouring lanes by the tables' angles, or by their opposites."""
+    turned = []
+    for i, tile in enumerate(x):
+        even = jax.lax.broadcasted_iota(jnp.int32, tile.shape, 1) % 2 == 0
+        partner = jnp.where(even, pltpu.roll(tile, LANES - 1, 1), pltpu.roll(tile, 1, 1))
+        along, across = tile * cos[i % len(cos)], partner * sin[i % len(sin)]
+        turned.append(along - across if back else along + across)
+    return turned
+
+
+def _scale(plan: Plan, x: Tiles) -> Tiles:
+    return [tile * plan.head_dim**-0.5 for tile in x]
+
+
+def _add(x: Tiles, y: Tiles) -> Tiles:
+    return [a + b for a, b in zip(x, y, strict=True)]
+
+
+def _load(plan: Plan, ref: Ref, i: Array, h: Array | int) -> Tiles:
+    """Row h of picture i of a block, padded."""
+    padding = (0, plan.padded_width - plan.width), (0, plan.tiles * LANES - plan.channels)
+    return _split(jnp.pad(ref[i, h].astype(jnp.float32), padding))
+
+
+def _store(plan: Plan, ref: Ref, i: Array, h: Array | int, row: Tiles) -> None:
+    """Row h of picture i of a block."""
+    ref[i, h] = jnp.concatenate(row, axis=1)[: plan.width, : plan.channels].astype(ref.dtype)
+
+
+def _map(plan: Plan, ref: Ref, i: Array) -> Tiles:
+    """All rows of picture i of a block."""
+    rows = [_load(plan, ref, i, h) for h in range(plan.height)]
+    return [jnp.concatenate(tiles, axis=0) for tiles in zip(*rows, strict=True)]
+
+
+def _store_map(plan: Plan, ref: Ref, i: Array, x: Tiles) -> None:
+    """All rows of picture i of a block."""
+    for h in range(plan.height):
+        _store(plan, ref, i, h, [tile[h * plan.padded_width : (h + 1) * plan.padded_width] for tile in x])
+
+
+def _tokens(plan: Plan, table: Ref, h: Array | None = None) -> Tiles:
+    """A table for the tokens of row h, or for all."""
+    return [table[i] if h is None else table[i, _row_of(plan, h)] for i in range(plan.table_tiles)]
+
+
+def _row(plan: Plan, scratch: Ref, h: Array) -> Tiles:
+    return [scratch[i, _row_of(plan, h)] for i in range(plan.tiles)]
+
+
+def _row_of(plan: Plan, h: Array) -> Any:
+    return pl.ds(pl.multiple_of(h * plan.padded_width, SUBLANES), plan.padded_width)
+
+
+def _set_row(plan: Plan, scratch: Ref, h: Array, row: Tiles) -> None:
+    """But for its padding, which stays zero."""
+    start = pl.multiple_of(h * plan.padded_width, SUBLANES)
+    for i, tile in enumerate(row):
+        scratch[i, pl.ds(start, plan.width)] = tile[: plan.width]
+
+
+def _column(plan: Plan, scratch: Ref, w: Array) -> Tiles:
+    return [scratch.at[i][pl.ds(w, plan.padded_height, stride=plan.padded_width)] for i in range(plan.tiles)]
+
+
+def _set_column(plan: Plan, scratch: Ref, w: Array, column: Tiles) -> None:
+    """But for its padding, which stays zero."""
+    for i, tile in enumerate(column):
+        scratch.at[i][pl.ds(w, plan.height, stride=plan.padded_width)] = tile[: plan.height]

@@ -1,0 +1,208 @@
+"""Retention as one Pallas TPU kernel a direction: q, k and v go in as projected, and nothing between comes out.
+
+XLA writes the rotated queries and keys, the logits and the weights of every head to memory and reads them again. The
+kernels hold a whole map in the chip's vector memory, so only q, k, v and the result cross the chip's boundary; the
+backward kernel computes everything again from q, k and v. `pallas_heads` has the mathematics of one axis,
+`pallas_kernels` the kernels.
+
+Axes: batch, height, width, channels = heads * dim.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.experimental import pallas as pl
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+from jaxtyping import Float
+
+from rmt_jax.ops.pallas_heads import LANES, round_up
+from rmt_jax.ops.pallas_kernels import Plan, backward_axes, backward_full, forward_axes, forward_full
+from rmt_jax.ops.retention import rotary_phase
+
+Map = Float[Array, "batch height width channels"]
+
+MIB = 2**20
+# Of the chips' 128 MiB (v5e, v6e) and 64 MiB or more (v5p).
+MEMORY = 60 * MIB
+_STEP_BYTES = MIB // 2  # of one operand: enough that a step takes longer than its start
+_MOST_PICTURES = 8
+
+
+def fused_decomposed_retention(
+    q: Map,
+    k: Map,
+    v: Map,
+    *,
+    num_heads: int,
+    log_rates: Float[np.ndarray, " heads"],
+    interpret: bool = False,
+) -> Map:
+    """Rotation, scaling and `decomposed_retention` in one kernel, with a backward kernel.
+
+    Args:
+        q: queries as projected, neither rotated nor scaled.
+        k: keys as projected.
+        v: values, of q's type: float32 or bfloat16. Logits, softmax and sums are float32.
+        num_heads: heads, whose channels are neighbours.
+        log_rates: log(gamma) of each head, see `log_decay_rates`.
+        interpret: run without a TPU, slowly, for tests.
+
+    Returns:
+        A map of v's shape and type.
+
+    Raises:
+        ValueError: shapes or types differ, or the channels do not divide into heads of an even number of them.
+    """
+    return _retention(_plan(q, k, v, num_heads, log_rates, full=False), interpret, q, k, v)
+
+
+def fused_full_retention(
+    q: Map,
+    k: Map,
+    v: Map,
+    *,
+    num_heads: int,
+    log_rates: Float[np.ndarray, " heads"],
+    interpret: bool = False,
+) -> Map:
+    """The same for `full_retention`: over all tokens, with the Manhattan distance."""
+    return _retention(_plan(q, k, v, num_heads, log_rates, full=True), interpret, q, k, v)
+
+
+def _plan(q: Array, k: Array, v: Array, num_heads: int, log_rates: Float[np.ndarray, " heads"], *, full: bool) -> Plan:
+    if not (q.shape == k.shape == v.shape and q.dtype == k.dtype == v.dtype):
+        raise ValueError(f"q, k and v differ: {[(x.shape, str(x.dtype)) for x in (q, k, v)]}.")
+    if q.dtype not in (jnp.float32, jnp.bfloat16):
+        raise ValueError(f"Expected float32 or bfloat16, got {q.dtype}.")
+    channels = q.shape[-1]
+    if len(log_rates) != num_heads or channels % (2 * num_heads):
+        raise ValueError(
+            f"{channels} channels and {len(log_rates)} rates of decay for {num_heads} heads: expected one rate a head, "
+            f"and heads of an even number of channels."
+        )
+    rates = tuple(float(rate) for rate in log_rates)
+    return Plan(*q.shape[1:], log_rates=rates, dtype=jnp.dtype(q.dtype), full=full)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _retention(plan: Plan, interpret: bool, q: Map, k: Map, v: Map) -> Map:
+    return _call(plan, interpret, q, k, v)[0]
+
+
+def _forward(plan: Plan, interpret: bool, q: Map, k: Map, v: Map) -> tuple[Map, tuple[Map, Map, Map]]:
+    return _retention(plan, interpret, q, k, v), (q, k, v)
+
+
+def _backward(plan: Plan, interpret: bool, saved: tuple[Map, Map, Map], dout: Map) -> tuple[Map, Map, Map]:
+    dq, dk, dv = _call(plan, interpret, *saved, dout)
+    return dq, dk, dv
+
+
+_retention.defvjp(_forward, _backward)
+
+
+def _call(plan: Plan, interpret: bool, *maps: Map) -> list[Map]:
+    """The forward kernel of q, k and v, the backward one of q, k, v and the gradient of the result."""
+    kernel = functools.partial(_kernel, plan, interpret)
+    return kernel(*maps) if interpret else _per_device(kernel, operands=len(maps))(*maps)
+
+
+def _per_device(kernel: Callable[..., list[Map]], operands: int) -> Callable[..., list[Map]]:
+    """A kernel that every device runs on its own pictures.
+
+    Neither of XLA's partitioners can look into a kernel, and jax refuses one in a program for several devices. This
+    tells them that the pictures are independent, without knowing which axes of which mesh split the batch.
+    """
+    results = _results(operands)
+    wrapped = custom_partitioning(kernel)
+
+    def partition(mesh: Any, arguments: Any, _: Any) -> Any:
+        spec = arguments[0].sharding.spec
+        sharding = NamedSharding(arguments[0].sharding.mesh, PartitionSpec(*spec[:1]))
+        return mesh, kernel, [sharding] * results, (sharding,) * operands
+
+    maps = ["batch height width channels"]
+    wrapped.def_partition(
+        partition,
+        sharding_rule=f"{', '.join(maps * operands)} -> {', '.join(maps * results)}",
+        need_replication_factors=("height", "width", "channels"),
+    )
+    return wrapped
+
+
+def _results(operands: int) -> int:
+    return 1 if operands == 3 else 3
+
+
+def _kernel(plan: Plan, interpret: bool, *maps: Map) -> list[Map]:
+    """Of one device's pictures."""
+    backward = len(maps) == 4
+    results = _results(len(maps))
+    pictures = _pictures(plan, len(maps[0]))
+    block = pl.BlockSpec((pictures, *maps[0].shape[1:]), lambda step: (step, 0, 0, 0))
+    tables = _tables(plan)
+    table = pl.BlockSpec(tables[0].shape, lambda _: (0, 0, 0), pipeline_mode=pl.Buffered(1))  # the same in every step
+    kernels = (forward_full, backward_full) if plan.full else (forward_axes, backward_axes)
+    return pl.pallas_call(
+        functools.partial(kernels[backward], plan),
+        grid=(len(maps[0]) // pictures,),
+        in_specs=[block] * len(maps) + [table] * len(tables),
+        out_specs=[block] * results,
+        out_shape=[jax.ShapeDtypeStruct(maps[0].shape, maps[0].dtype)] * results,
+        scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in plan.scratch_shapes(backward)],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel",), vmem_limit_bytes=_limit(plan, backward, pictures)
+        ),
+        interpret=interpret,
+        name=f"retention_{'full' if plan.full else 'axes'}_{'backward' if backward else 'forward'}",
+    )(*maps, *tables)
+
+
+def _tables(plan: Plan) -> list[Float[Array, "tiles tokens 128"]]:
+    """Cosine and sine of every channel's phase; the sine with the sign of the partner's part."""
+    phase = rotary_phase(plan.height, plan.width, plan.head_dim)
+    lanes = plan.table_tiles * LANES
+    heads = -(-lanes // plan.head_dim)
+    cos = jnp.tile(jnp.repeat(jnp.cos(phase), 2, axis=2), heads)
+    sin = jnp.tile(jnp.stack([-jnp.sin(phase), jnp.sin(phase)], axis=3).reshape(*phase.shape[:2], -1), heads)
+    padding = (0, 0), (0, plan.padded_width - plan.width), (0, 0)
+    padded = [jnp.pad(x[..., :lanes], padding).reshape(-1, plan.table_tiles, LANES) for x in (cos, sin)]
+    return [jnp.moveaxis(x, 1, 0) for x in padded]
+
+
+def _pictures(plan: Plan, batch: int) -> int:
+    """Of one step: as many as make it worth its start."""
+    most = min(_MOST_PICTURES, -(-_STEP_BYTES // _block_bytes(plan)))
+    return max(pictures for pictures in range(1, most + 1) if batch % pictures == 0)
+
+
+def _block_bytes(plan: Plan) -> int:
+    """Of one map of an operand in the chip's memory, where types of 16 bits come in tiles of 16 rows."""
+    size = plan.dtype.itemsize
+    return plan.height * round_up(plan.width, 32 // size) * plan.tiles * LANES * size
+
+
+def _limit(plan: Plan, backward: bool, pictures: int) -> int:
+    """Bytes of the chip's vector memory that a kernel needs: blocks, two of each, tables, scratch and values."""
+    blocks = 2 * (7 if backward else 4) * pictures * _block_bytes(plan)
+    tables = 2 * 4 * plan.table_tiles * plan.tokens * LANES
+    scratch = 4 * sum(_padded_size(shape) for shape in plan.scratch_shapes(backward))
+    values = 4 * 8 * max(_padded_size(shape) for shape in plan.decay_shapes)
+    return blocks + tables + scratch + values
+
+
+def _padded_size(shape: tuple[int, ...]) -> int:
+    return math.prod(shape[:-1]) * round_up(shape[-1], LANES)
+
+
+def fits(height: int, width: int, channels: int, dtype: DTypeLike) -> bool:
+    return True
