@@ -10,7 +10,7 @@ Axes: batch, height, width, channels = heads * dim.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
@@ -29,6 +29,7 @@ from rmt_jax.ops.pallas_kernels import Plan, backward_axes, backward_full, forwa
 from rmt_jax.ops.retention import rotary_phase
 
 Map = Float[Array, "batch height width channels"]
+Table = Float[Array, "tiles tokens 128"]
 
 MIB = 2**20
 # Of the chips' 128 MiB (v5e, v6e) and 64 MiB or more (v5p).
@@ -113,49 +114,51 @@ _retention.defvjp(_forward, _backward)
 def _call(plan: Plan, interpret: bool, *maps: Map) -> list[Map]:
     """The forward kernel of q, k and v, the backward one of q, k, v and the gradient of the result."""
     kernel = functools.partial(_kernel, plan, interpret)
-    return kernel(*maps) if interpret else _per_device(kernel, operands=len(maps))(*maps)
+    if not interpret:
+        kernel = _per_device(kernel, len(maps))
+    return kernel(*_tables(plan), *maps)
 
 
-def _per_device(kernel: Callable[..., list[Map]], operands: int) -> Callable[..., list[Map]]:
+def _per_device(kernel: Callable[..., list[Map]], maps: int) -> Callable[..., list[Map]]:
     """A kernel that every device runs on its own pictures.
 
-    Neither of XLA's partitioners can look into a kernel, and jax refuses one in a program for several devices. This
-    tells them that the pictures are independent, without knowing which axes of which mesh split the batch.
+    XLA's partitioner cannot look into a kernel, and jax refuses one in a program for several devices. This tells them
+    that the pictures are independent, without knowing which axes of which mesh split the batch.
     """
-    results = _results(operands)
     wrapped = custom_partitioning(kernel)
 
-    def partition(mesh: Any, arguments: Any, _: Any) -> Any:
-        spec = arguments[0].sharding.spec
-        sharding = NamedSharding(arguments[0].sharding.mesh, PartitionSpec(*spec[:1]))
-        return mesh, kernel, [sharding] * results, (sharding,) * operands
+    def partition(mesh: Mesh, arguments: Sequence[Any], _: Any) -> Any:
+        sharding = arguments[-1].sharding
+        split = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
+        whole = NamedSharding(sharding.mesh, PartitionSpec())
+        return mesh, kernel, [split] * _results(maps), (whole, whole, *[split] * maps)
 
-    maps = ["batch height width channels"]
+    table, of_batch = ["tiles tokens lanes"], ["batch height width channels"]
     wrapped.def_partition(
         partition,
-        sharding_rule=f"{', '.join(maps * operands)} -> {', '.join(maps * results)}",
-        need_replication_factors=("height", "width", "channels"),
+        sharding_rule=f"{', '.join(table * 2 + of_batch * maps)} -> {', '.join(of_batch * _results(maps))}",
+        need_replication_factors=("tiles", "tokens", "lanes", "height", "width", "channels"),
     )
     return wrapped
 
 
-def _results(operands: int) -> int:
-    return 1 if operands == 3 else 3
+def _results(maps: int) -> int:
+    """The result, or the gradients of q, k and v."""
+    return 1 if maps == 3 else 3
 
 
-def _kernel(plan: Plan, interpret: bool, *maps: Map) -> list[Map]:
+def _kernel(plan: Plan, interpret: bool, cos: Table, sin: Table, *maps: Map) -> list[Map]:
     """Of one device's pictures."""
     backward = len(maps) == 4
     results = _results(len(maps))
     pictures = _pictures(plan, len(maps[0]))
     block = pl.BlockSpec((pictures, *maps[0].shape[1:]), lambda step: (step, 0, 0, 0))
-    tables = _tables(plan)
-    table = pl.BlockSpec(tables[0].shape, lambda _: (0, 0, 0), pipeline_mode=pl.Buffered(1))  # the same in every step
+    table = pl.BlockSpec(cos.shape, lambda _: (0, 0, 0), pipeline_mode=pl.Buffered(1))  # the same in every step
     kernels = (forward_full, backward_full) if plan.full else (forward_axes, backward_axes)
     return pl.pallas_call(
         functools.partial(kernels[backward], plan),
         grid=(len(maps[0]) // pictures,),
-        in_specs=[block] * len(maps) + [table] * len(tables),
+        in_specs=[block] * len(maps) + [table, table],
         out_specs=[block] * results,
         out_shape=[jax.ShapeDtypeStruct(maps[0].shape, maps[0].dtype)] * results,
         scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in plan.scratch_shapes(backward)],
@@ -164,10 +167,10 @@ def _kernel(plan: Plan, interpret: bool, *maps: Map) -> list[Map]:
         ),
         interpret=interpret,
         name=f"retention_{'full' if plan.full else 'axes'}_{'backward' if backward else 'forward'}",
-    )(*maps, *tables)
+    )(*maps, cos, sin)
 
 
-def _tables(plan: Plan) -> list[Float[Array, "tiles tokens 128"]]:
+def _tables(plan: Plan) -> tuple[Table, Table]:
     """Cosine and sine of every channel's phase; the sine with the sign of the partner's part."""
     phase = rotary_phase(plan.height, plan.width, plan.head_dim)
     lanes = plan.table_tiles * LANES
@@ -175,8 +178,8 @@ def _tables(plan: Plan) -> list[Float[Array, "tiles tokens 128"]]:
     cos = jnp.tile(jnp.repeat(jnp.cos(phase), 2, axis=2), heads)
     sin = jnp.tile(jnp.stack([-jnp.sin(phase), jnp.sin(phase)], axis=3).reshape(*phase.shape[:2], -1), heads)
     padding = (0, 0), (0, plan.padded_width - plan.width), (0, 0)
-    padded = [jnp.pad(x[..., :lanes], padding).reshape(-1, plan.table_tiles, LANES) for x in (cos, sin)]
-    return [jnp.moveaxis(x, 1, 0) for x in padded]
+    cos, sin = (jnp.pad(x[..., :lanes], padding).reshape(-1, plan.table_tiles, LANES) for x in (cos, sin))
+    return jnp.moveaxis(cos, 1, 0), jnp.moveaxis(sin, 1, 0)
 
 
 def _pictures(plan: Plan, batch: int) -> int:
