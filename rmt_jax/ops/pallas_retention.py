@@ -10,17 +10,13 @@ Axes: batch, height, width, channels = heads * dim.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.experimental import pallas as pl
-from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
@@ -113,33 +109,7 @@ _retention.defvjp(_forward, _backward)
 
 def _call(plan: Plan, interpret: bool, *maps: Map) -> list[Map]:
     """The forward kernel of q, k and v, the backward one of q, k, v and the gradient of the result."""
-    kernel = functools.partial(_kernel, plan, interpret)
-    if not interpret:
-        kernel = _per_device(kernel, len(maps))
-    return kernel(*_tables(plan), *maps)
-
-
-def _per_device(kernel: Callable[..., list[Map]], maps: int) -> Callable[..., list[Map]]:
-    """A kernel that every device runs on its own pictures.
-
-    XLA's partitioner cannot look into a kernel, and jax refuses one in a program for several devices. This tells them
-    that the pictures are independent, without knowing which axes of which mesh split the batch.
-    """
-    wrapped = custom_partitioning(kernel)
-
-    def partition(mesh: Mesh, arguments: Sequence[Any], _: Any) -> Any:
-        sharding = arguments[-1].sharding
-        split = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
-        whole = NamedSharding(sharding.mesh, PartitionSpec())
-        return mesh, kernel, [split] * _results(maps), (whole, whole, *[split] * maps)
-
-    table, of_batch = ["tiles tokens lanes"], ["batch height width channels"]
-    wrapped.def_partition(
-        partition,
-        sharding_rule=f"{', '.join(table * 2 + of_batch * maps)} -> {', '.join(of_batch * _results(maps))}",
-        need_replication_factors=("tiles", "tokens", "lanes", "height", "width", "channels"),
-    )
-    return wrapped
+    return _kernel(plan, interpret, *_tables(plan), *maps)
 
 
 def _results(maps: int) -> int:
