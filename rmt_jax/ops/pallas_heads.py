@@ -2,15 +2,18 @@
 
 A TPU's registers hold 8 sublanes of 128 lanes. The channels of all heads lie side by side on the lanes, and moving a
 head of 16 or 32 channels elsewhere costs more than computing with it. So heads stay where they are, and products of
-single heads come from masks: a copy of q in which all but one head's channels are zero, times k with all channels,
-gives that head's logits. Copies of q for one half of the heads are stacked on the sublanes of one operand, copies of k
-on those of the other, and one product gives the logits of all heads:
+single heads come from masks: a copy of k in which all but one head's channels are zero, times q with all channels,
+gives that head's logits. Copies of k for some of the heads are stacked on the sublanes of one operand, copies of q for
+others on those of the other, and one product gives the logits of all heads:
 
-    rows (class of queries, query), columns (class of keys, key), head = class of queries * classes of keys + class of keys
+    logits[class of keys * length + key, class of queries * length + query]
+    head = class of queries * classes of keys + class of keys
 
-The classes of keys fill the 128 lanes of the logits, which would else be empty but for the length of the map.
+The classes of queries fill the 128 lanes of the logits, most of which the queries of one head would leave empty. Keys
+are on the sublanes, because maxima and sums over sublanes are additions of registers, while those over lanes were what
+took the time of the kernels (by the compiler's schedules for v5e).
 
-Axes: length (padded to 8 sublanes), lanes, rows = classes of queries * length, columns = classes of keys * length.
+Axes: length (padded to 8 sublanes), lanes, rows = classes of keys * length, columns = classes of queries * length.
 """
 
 import dataclasses
@@ -24,7 +27,7 @@ from jaxtyping import Bool, Float
 
 LANES = 128
 SUBLANES = 8
-MASKED = -1e30  # the logit of a position that is not there
+MASKED = -1e30  # the logit of a key that is not there
 
 Channels = Float[Array, "length lanes"]
 Logits = Float[Array, "rows columns"]
@@ -51,70 +54,49 @@ class HeadStack:
     length: int
 
     @property
-    def key_classes(self) -> int:
+    def query_classes(self) -> int:
         """As many as fit on the lanes of the logits."""
         return min(self.heads, max(1, LANES // self.length))
 
     @property
-    def query_classes(self) -> int:
+    def key_classes(self) -> int:
         """What is left; a few pairs of classes may be no head, whose logits nothing reads."""
-        return -(-self.heads // self.key_classes)
+        return -(-self.heads // self.query_classes)
 
     @property
     def rows(self) -> int:
         """Sublanes of the logits."""
-        return self.query_classes * self.length
+        return self.key_classes * self.length
 
     @property
     def columns(self) -> int:
         """Lanes of the logits."""
-        return self.key_classes * self.length
+        return self.query_classes * self.length
 
-    def query_lanes(self, query_class: int) -> Ranges:
-        """The lanes of a class of queries: its heads are neighbours."""
-        first = query_class * self.key_classes
-        return [(first * self.head_dim, min(first + self.key_classes, self.heads) * self.head_dim)]
+    @property
+    def query_lanes(self) -> list[Ranges]:
+        """The lanes of each class of queries: its heads are neighbours."""
+        firsts = range(0, self.heads, self.key_classes)
+        lanes: list[Ranges] = [
+            [(first * self.head_dim, min(first + self.key_classes, self.heads) * self.head_dim)] for first in firsts
+        ]
+        return lanes + [[(0, 0)]] * (self.query_classes - len(lanes))
 
-    def key_lanes(self, key_class: int) -> Ranges:
-        """The lanes of a class of keys: one head of each class of queries."""
-        heads = range(key_class, self.heads, self.key_classes)
-        return [(head * self.head_dim, (head + 1) * self.head_dim) for head in heads]
-
-    def stack_queries(self, x: Channels) -> Float[Array, "rows lanes"]:
-        """A copy for each class of queries, zero elsewhere."""
-        return _stack(x, [self.query_lanes(i) for i in range(self.query_classes)])
-
-    def stack_keys(self, x: Channels) -> Float[Array, "columns lanes"]:
-        """A copy for each class of keys, zero elsewhere."""
-        return _stack(x, [self.key_lanes(i) for i in range(self.key_classes)])
-
-    def pick_queries(self, x: Float[Array, "rows lanes"]) -> Channels:
-        """From each copy its own lanes."""
-        return _pick(x, [self.query_lanes(i) for i in range(self.query_classes)])
-
-    def pick_keys(self, x: Float[Array, "columns lanes"]) -> Channels:
-        """From each copy its own lanes."""
-        return _pick(x, [self.key_lanes(i) for i in range(self.key_classes)])
-
-    def reduce(self, x: Logits, reduction: Callable[..., Array], neutral: float) -> list[Float[Array, "rows 1"]]:
-        """Over the keys of each class, along the lanes."""
-        if self.key_classes == 1:
-            return [reduction(x, axis=1, keepdims=True)]
+    @property
+    def key_lanes(self) -> list[Ranges]:
+        """The lanes of each class of keys: one head of every class of queries."""
         return [
-            reduction(jnp.where(_inside(x.shape, [self._columns_of(i)]), x, neutral), axis=1, keepdims=True)
+            [(head * self.head_dim, (head + 1) * self.head_dim) for head in range(i, self.heads, self.key_classes)]
             for i in range(self.key_classes)
         ]
 
-    def spread_over_keys(self, numbers: Sequence[Float[Array, "rows 1"]]) -> Float[Array, "rows _"]:
-        """One number for each class of keys to all its columns."""
-        return _spread(numbers, [[self._columns_of(i)] for i in range(self.key_classes)], self.columns)
-
-    def spread_over_lanes(self, numbers: Sequence[Float[Array, "rows 1"]], lanes: int) -> Float[Array, "rows _"]:
-        """One number for each class of keys to the channels of its heads."""
-        return _spread(numbers, [self.key_lanes(i) for i in range(self.key_classes)], lanes)
-
-    def _columns_of(self, key_class: int) -> tuple[int, int]:
-        return key_class * self.length, (key_class + 1) * self.length
+    def over_keys(self, x: Logits, reduction: Callable[..., Array]) -> Logits:
+        """Over the keys of each class; the result is repeated for each of them."""
+        reduced = [
+            jnp.broadcast_to(reduction(part, axis=0, keepdims=True), part.shape)
+            for part in jnp.split(x, self.key_classes, axis=0)
+        ]
+        return jnp.concatenate(reduced, axis=0)
 
 
 def _inside(shape: tuple[int, ...], ranges: Ranges) -> Bool[Array, "_ _"]:
@@ -123,44 +105,37 @@ def _inside(shape: tuple[int, ...], ranges: Ranges) -> Bool[Array, "_ _"]:
     return functools.reduce(jnp.logical_or, [(lane >= start) & (lane < stop) for start, stop in ranges])
 
 
-def _stack(x: Array, classes: list[Ranges]) -> Array:
-    return jnp.concatenate([jnp.where(_inside(x.shape, ranges), x, 0) for ranges in classes], axis=0)
+def _stack(x: Channels, classes: list[Ranges], dtype: jnp.dtype) -> Float[Array, "_ lanes"]:
+    """A copy for each class, zero in all other lanes."""
+    return jnp.concatenate([jnp.where(_inside(x.shape, ranges), x, 0) for ranges in classes], axis=0).astype(dtype)
 
 
-def _pick(x: Array, classes: list[Ranges]) -> Array:
-    parts = jnp.split(x, len(classes), axis=0)
-    picked = parts[0]
-    for part, ranges in zip(parts[1:], classes[1:], strict=True):
-        picked = jnp.where(_inside(part.shape, ranges), part, picked)
+def _pick(x: Float[Array, "_ lanes"], classes: list[Ranges]) -> Channels:
+    """From each copy its own lanes."""
+    picked, *others = jnp.split(x, len(classes), axis=0)
+    for other, ranges in zip(others, classes[1:], strict=True):
+        picked = jnp.where(_inside(other.shape, ranges), other, picked)
     return picked
 
 
-def _spread(numbers: Sequence[Array], classes: list[Ranges], lanes: int) -> Array:
-    shape = (numbers[0].shape[0], lanes)
-    spread = jnp.broadcast_to(numbers[0], shape)
-    for number, ranges in zip(numbers[1:], classes[1:], strict=True):
-        spread = jnp.where(_inside(shape, ranges), number, spread)
-    return spread
-
-
 def decay_logits(
-    stack: HeadStack, query_class: int, log_rates: Sequence[float], width: int | None, valid: int
+    stack: HeadStack, key_class: int, log_rates: Sequence[float], width: int | None, valid: int
 ) -> Float[Array, "length columns"]:
-    """log(gamma) times the distance for one class of queries, `MASKED` for keys that are padding.
+    """log(gamma) times the distance for one class of keys, `MASKED` for keys that are padding.
 
     Args:
         stack: how heads are stacked.
-        query_class: which rows.
+        key_class: which rows.
         log_rates: log(gamma) of each head.
         width: of a row of a map whose tokens are all attended to, padded: the distance is Manhattan's.
             None along an axis: it is that of the indices.
         valid: the keys that are no padding: of the axis, or of each row of the map.
     """
     shape = (stack.length, stack.columns)
-    query = jax.lax.broadcasted_iota(jnp.int32, shape, 0).astype(jnp.float32)
+    key = jax.lax.broadcasted_iota(jnp.int32, shape, 0).astype(jnp.float32)
     column = jax.lax.broadcasted_iota(jnp.int32, shape, 1).astype(jnp.float32)
-    key_class = _quotient(column, stack.length)
-    key = column - key_class * stack.length
+    query_class = _quotient(column, stack.length)
+    query = column - query_class * stack.length
     if width is None:
         distance, position = jnp.abs(query - key), key
     else:
@@ -168,9 +143,8 @@ def decay_logits(
         query_column, position = query - query_row * width, key - key_row * width
         distance = jnp.abs(query_row - key_row) + jnp.abs(query_column - position)
     rate = jnp.zeros(shape, jnp.float32)
-    first = query_class * stack.key_classes
-    for i, log_rate in enumerate(log_rates[first : first + stack.key_classes]):
-        rate = jnp.where(key_class == i, log_rate, rate)
+    for i, log_rate in enumerate(log_rates[key_class :: stack.key_classes]):
+        rate = jnp.where(query_class == i, log_rate, rate)
     return jnp.where(position < valid, rate * distance, MASKED)
 
 
@@ -187,19 +161,19 @@ def _product(x: Array, y: Array, contract: tuple[int, int]) -> Array:
 
 
 def attend(stack: HeadStack, q: Channels, k: Channels, v: Channels, decay: Logits, dtype: jnp.dtype) -> Channels:
-    """softmax(q k^T + decay) v of every head, normalised after the product with v.
+    """softmax(q k^T + decay) v of every head.
 
     Args:
         stack: how heads are stacked.
         q: float32, rotated.
-        k: float32, rotated and scaled. Padding is finite.
-        v: float32. Padding is finite.
+        k: float32, rotated and scaled. Padding is finite, here and in v.
+        v: float32.
         decay: see `decay_logits`.
         dtype: operands of the products.
     """
-    weights, sums = _weights(stack, stack.stack_queries(q).astype(dtype), stack.stack_keys(k).astype(dtype), decay)
-    weighted = _product(weights.astype(dtype), stack.stack_keys(v).astype(dtype), (1, 0))
-    return stack.pick_queries(weighted * stack.spread_over_lanes([1 / total for total in sums], q.shape[1]))
+    weights = _weights(stack, _stack(k, stack.key_lanes, dtype), _stack(q, stack.query_lanes, dtype), decay)
+    weighted = _product(weights.astype(dtype), _stack(v, stack.key_lanes, dtype), (0, 0))
+    return _pick(weighted, stack.query_lanes)
 
 
 def attend_backward(
@@ -209,21 +183,23 @@ def attend_backward(
 
     Queries that are padding have a gradient of zero in `dy`, keys that are padding get one.
     """
-    stacked_q, stacked_k = stack.stack_queries(q).astype(dtype), stack.stack_keys(k).astype(dtype)
-    stacked_v, stacked_dy = stack.stack_keys(v).astype(dtype), stack.stack_queries(dy).astype(dtype)
-    weights, sums = _weights(stack, stacked_q, stacked_k, decay)
-    weights = weights * stack.spread_over_keys([1 / total for total in sums])
-    dv = stack.pick_keys(_product(weights.astype(dtype), stacked_dy, (0, 0)))
-    dweights = _product(stacked_dy, stacked_v, (1, 1))
-    along_weights = stack.spread_over_keys(stack.reduce(weights * dweights, jnp.sum, 0.0))
-    dlogits = (weights * (dweights - along_weights)).astype(dtype)
-    dq = stack.pick_queries(_product(dlogits, stacked_k, (1, 0)))
-    dk = stack.pick_keys(_product(dlogits, stacked_q, (0, 0)))
+    stacked_q, stacked_dy = _stack(q, stack.query_lanes, dtype), _stack(dy, stack.query_lanes, dtype)
+    stacked_k, stacked_v = _stack(k, stack.key_lanes, dtype), _stack(v, stack.key_lanes, dtype)
+    weights = _weights(stack, stacked_k, stacked_q, decay)
+    dv = _pick(_product(weights.astype(dtype), stacked_dy, (1, 0)), stack.key_lanes)
+    dweights = _product(stacked_v, stacked_dy, (1, 1))
+    dlogits = (weights * (dweights - stack.over_keys(weights * dweights, jnp.sum))).astype(dtype)
+    dq = _pick(_product(dlogits, stacked_k, (0, 0)), stack.query_lanes)
+    dk = _pick(_product(dlogits, stacked_q, (1, 0)), stack.key_lanes)
     return dq, dk, dv
 
 
-def _weights(stack: HeadStack, q: Array, k: Array, decay: Logits) -> tuple[Logits, list[Float[Array, "rows 1"]]]:
-    """Of stacked heads: exponentials, not normalised, and their sums."""
-    logits = _product(q, k, (1, 1)) + decay
-    weights = jnp.exp(logits - stack.spread_over_keys(stack.reduce(logits, jnp.max, MASKED)))
-    return weights, stack.reduce(weights, jnp.sum, 0.0)
+def _weights(stack: HeadStack, k: Array, q: Array, decay: Logits) -> Logits:
+    """Of stacked heads: the softmax over the keys of each class.
+
+    Normalised before the product with v, unlike `ops.retention`: there it saves memory traffic, here sums are where
+    weights are, and not where values are.
+    """
+    logits = _product(k, q, (1, 1)) + decay
+    weights = jnp.exp(logits - stack.over_keys(logits, jnp.max))
+    return weights * (1 / stack.over_keys(weights, jnp.sum))

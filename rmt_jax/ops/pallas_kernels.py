@@ -286,7 +286,7 @@ def _at_once(decay: Ref) -> int:
 def _write_decay(plan: Plan, ref: Ref, length: int, valid: int) -> None:
     for i, group in enumerate(plan.groups):
         stack = plan.stack(group, length)
-        for j in range(stack.query_classes):
+        for j in range(stack.key_classes):
             decay = decay_logits(stack, j, group.log_rates, plan.padded_width if plan.full else None, valid)
             ref[i, j * length : (j + 1) * length, : stack.columns] = decay
 
