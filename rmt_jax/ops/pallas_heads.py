@@ -160,46 +160,78 @@ def _product(x: Array, y: Array, contract: tuple[int, int]) -> Array:
     return jax.lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
-def attend(stack: HeadStack, q: Channels, k: Channels, v: Channels, decay: Logits, dtype: jnp.dtype) -> Channels:
-    """softmax(q k^T + decay) v of every head.
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """One group of heads along one axis.
 
-    Args:
+    Attributes:
         stack: how heads are stacked.
         q: float32, rotated.
         k: float32, rotated and scaled. Padding is finite, here and in v.
         v: float32.
         decay: see `decay_logits`.
-        dtype: operands of the products.
     """
-    weights = _weights(stack, _stack(k, stack.key_lanes, dtype), _stack(q, stack.query_lanes, dtype), decay)
-    weighted = _product(weights.astype(dtype), _stack(v, stack.key_lanes, dtype), (0, 0))
-    return _pick(weighted, stack.query_lanes)
+
+    stack: HeadStack
+    q: Channels
+    k: Channels
+    v: Channels
+    decay: Logits
+
+
+def attend(attentions: Sequence[Attention], dtype: jnp.dtype) -> list[Channels]:
+    """softmax(q k^T + decay) v of every head; products have operands of type `dtype`.
+
+    Step by step for all, not one after the other: while the matrix unit works on one, the others have theirs to do.
+    """
+    weights = _weights([_operands(a, dtype) for a in attentions], attentions)
+    values = [_stack(a.v, a.stack.key_lanes, dtype) for a in attentions]
+    weighted = [_product(w.astype(dtype), v, (0, 0)) for w, v in zip(weights, values, strict=True)]
+    return [_pick(x, a.stack.query_lanes) for x, a in zip(weighted, attentions, strict=True)]
 
 
 def attend_backward(
-    stack: HeadStack, q: Channels, k: Channels, v: Channels, dy: Channels, decay: Logits, dtype: jnp.dtype
-) -> tuple[Channels, Channels, Channels]:
-    """Gradients of `attend` for q, k and v from that of its result, the weights computed again.
+    attentions: Sequence[Attention], gradients: Sequence[Channels], dtype: jnp.dtype
+) -> list[tuple[Channels, Channels, Channels]]:
+    """Gradients of `attend` for q, k and v from those of its results, the weights computed again.
 
-    Queries that are padding have a gradient of zero in `dy`, keys that are padding get one.
+    Queries that are padding have a gradient of zero, keys that are padding get one.
     """
-    stacked_q, stacked_dy = _stack(q, stack.query_lanes, dtype), _stack(dy, stack.query_lanes, dtype)
-    stacked_k, stacked_v = _stack(k, stack.key_lanes, dtype), _stack(v, stack.key_lanes, dtype)
-    weights = _weights(stack, stacked_k, stacked_q, decay)
-    dv = _pick(_product(weights.astype(dtype), stacked_dy, (1, 0)), stack.key_lanes)
-    dweights = _product(stacked_v, stacked_dy, (1, 1))
-    dlogits = (weights * (dweights - stack.over_keys(weights * dweights, jnp.sum))).astype(dtype)
-    dq = _pick(_product(dlogits, stacked_k, (0, 0)), stack.query_lanes)
-    dk = _pick(_product(dlogits, stacked_q, (1, 0)), stack.key_lanes)
-    return dq, dk, dv
+    operands = [_operands(a, dtype) for a in attentions]
+    stacks = [a.stack for a in attentions]
+    values = [_stack(a.v, a.stack.key_lanes, dtype) for a in attentions]
+    results = [_stack(dy, stack.query_lanes, dtype) for dy, stack in zip(gradients, stacks, strict=True)]
+    dweights = [_product(v, dy, (1, 1)) for v, dy in zip(values, results, strict=True)]
+    weights = _weights(operands, attentions)
+    dv = [_product(w.astype(dtype), dy, (1, 0)) for w, dy in zip(weights, results, strict=True)]
+    dlogits = [
+        (w * (dw - stack.over_keys(w * dw, jnp.sum))).astype(dtype)
+        for w, dw, stack in zip(weights, dweights, stacks, strict=True)
+    ]
+    dq = [_product(d, k, (0, 0)) for d, (k, _) in zip(dlogits, operands, strict=True)]
+    dk = [_product(d, q, (1, 0)) for d, (_, q) in zip(dlogits, operands, strict=True)]
+    return [
+        (_pick(q, stack.query_lanes), _pick(k, stack.key_lanes), _pick(v, stack.key_lanes))
+        for q, k, v, stack in zip(dq, dk, dv, stacks, strict=True)
+    ]
 
 
-def _weights(stack: HeadStack, k: Array, q: Array, decay: Logits) -> Logits:
-    """Of stacked heads: the softmax over the keys of each class.
+def _operands(
+    attention: Attention, dtype: jnp.dtype
+) -> tuple[Float[Array, "rows lanes"], Float[Array, "columns lanes"]]:
+    """Keys and queries, stacked."""
+    stack = attention.stack
+    return _stack(attention.k, stack.key_lanes, dtype), _stack(attention.q, stack.query_lanes, dtype)
+
+
+def _weights(operands: Sequence[tuple[Array, Array]], attentions: Sequence[Attention]) -> list[Logits]:
+    """The softmax over the keys of each class.
 
     Normalised before the product with v, unlike `ops.retention`: there it saves memory traffic, here sums are where
     weights are, and not where values are.
     """
-    logits = _product(k, q, (1, 1)) + decay
-    weights = jnp.exp(logits - stack.over_keys(logits, jnp.max))
-    return weights * (1 / stack.over_keys(weights, jnp.sum))
+    stacks = [a.stack for a in attentions]
+    logits = [_product(k, q, (1, 1)) for k, q in operands]
+    logits = [x + a.decay for x, a in zip(logits, attentions, strict=True)]
+    weights = [jnp.exp(x - stack.over_keys(x, jnp.max)) for x, stack in zip(logits, stacks, strict=True)]
+    return [x * (1 / stack.over_keys(x, jnp.sum)) for x, stack in zip(weights, stacks, strict=True)]

@@ -9,7 +9,7 @@ Axes: pictures of a step, height, width, channels, tiles.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,13 +18,22 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from rmt_jax.ops.pallas_heads import LANES, SUBLANES, HeadStack, attend, attend_backward, decay_logits, round_up
+from rmt_jax.ops.pallas_heads import (
+    LANES,
+    SUBLANES,
+    Attention,
+    HeadStack,
+    attend,
+    attend_backward,
+    decay_logits,
+    round_up,
+)
 
 Ref = Any  # of a block of an operand, or of scratch memory
 Tiles = list[Array]  # [rows 128] each, float32
 
 # Rows or columns that one iteration works on: independent of each other, so that one fills the other's waits.
-_LOGITS_AT_ONCE = 2**15
+_LOGITS_AT_ONCE = 2**17
 _AT_ONCE = 8
 
 
@@ -142,7 +151,7 @@ def forward_axes(
 
     def along_columns(columns: list[Array]) -> None:
         operands = [[_column(plan, x, w) for x in (q, k, y)] for w in columns]
-        results = [_attend(plan, *operand, height_decay) for operand in operands]
+        results = _attend(plan, operands, height_decay)
         for w, result in zip(columns, results, strict=True):
             _set_column(plan, y, w, result)
 
@@ -188,15 +197,16 @@ def backward_axes(
             _set_row(plan, dout, h, _load(plan, dout_ref, i, h))
 
     def columns_backward(columns: list[Array]) -> None:
-        operands = [[_column(plan, x, w) for x in (q, k, y, dout)] for w in columns]
-        gradients = [_attend_backward(plan, *operand, height_decay) for operand in operands]
+        operands = [[_column(plan, x, w) for x in (q, k, y)] for w in columns]
+        results = [_column(plan, dout, w) for w in columns]
+        gradients = _attend_backward(plan, operands, results, height_decay)
         for w, gradient in zip(columns, gradients, strict=True):
             for x, column in zip((dout, dk, y), gradient, strict=True):
                 _set_column(plan, x, w, column)
 
     def rows_backward(i: Array, rows: list[Array]) -> None:
-        operands = [[_row(plan, q, h), _row(plan, k, h), _load(plan, v_ref, i, h), _row(plan, y, h)] for h in rows]
-        gradients = [_attend_backward(plan, *operand, width_decay) for operand in operands]
+        operands = [(_row(plan, q, h), _row(plan, k, h), _load(plan, v_ref, i, h)) for h in rows]
+        gradients = _attend_backward(plan, operands, [_row(plan, y, h) for h in rows], width_decay)
         for h, (dq_row, dk_row, dv_row) in zip(rows, gradients, strict=True):
             cos, sin = _tokens(plan, cos_ref, h), _tokens(plan, sin_ref, h)
             dq_sum, dk_sum = _add(dq_row, _row(plan, dout, h)), _add(dk_row, _row(plan, dk, h))
@@ -218,7 +228,7 @@ def forward_full(
         q, k, v = _map(plan, q_ref, i), _map(plan, k_ref, i), _map(plan, v_ref, i)
         cos, sin = _tokens(plan, cos_ref), _tokens(plan, sin_ref)
         q, k = _turn(q, cos, sin), _turn(_scale(plan, k), cos, sin)
-        _store_map(plan, out_ref, i, _attend(plan, q, k, v, decay))
+        _store_map(plan, out_ref, i, *_attend(plan, [(q, k, v)], decay))
 
     _for_each(q_ref.shape[0], 1, lambda pictures: picture(*pictures))
 
@@ -243,7 +253,7 @@ def backward_full(
         q, k, v, dout = (_map(plan, ref, i) for ref in (q_ref, k_ref, v_ref, dout_ref))
         cos, sin = _tokens(plan, cos_ref), _tokens(plan, sin_ref)
         q, k = _turn(q, cos, sin), _turn(_scale(plan, k), cos, sin)
-        dq, dk, dv = _attend_backward(plan, q, k, v, dout, decay)
+        ((dq, dk, dv),) = _attend_backward(plan, [(q, k, v)], [dout], decay)
         _store_map(plan, dq_ref, i, _turn(dq, cos, sin, back=True))
         _store_map(plan, dk_ref, i, _scale(plan, _turn(dk, cos, sin, back=True)))
         _store_map(plan, dv_ref, i, dv)
@@ -260,7 +270,7 @@ def _along_rows(plan: Plan, refs: tuple[Ref, ...], i: Array, rows: list[Array], 
         queries = _turn(_load(plan, q_ref, i, h), cos, sin)
         keys = _turn(_scale(plan, _load(plan, k_ref, i, h)), cos, sin)
         operands.append((queries, keys, _load(plan, v_ref, i, h)))
-    results = [_attend(plan, *operand, decay) for operand in operands]
+    results = _attend(plan, operands, decay)
     for h, (queries, keys, _), result in zip(rows, operands, results, strict=True):
         _set_row(plan, q, h, queries)
         _set_row(plan, k, h, keys)
@@ -298,28 +308,43 @@ def _clear(plan: Plan, *scratch: Ref) -> None:
             x[...] = jnp.zeros(x.shape, x.dtype)
 
 
-def _attend(plan: Plan, q: Tiles, k: Tiles, v: Tiles, decay: Ref) -> Tiles:
-    results = []
-    for i, group in enumerate(plan.groups):
-        stack = plan.stack(group, q[0].shape[0])
-        operands = [_join(x, group) for x in (q, k, v)]
-        results += _split(attend(stack, *operands, decay[i, : stack.rows, : stack.columns], plan.dtype))
-    return results
+def _attend(plan: Plan, operands: Sequence[Sequence[Tiles]], decay: Ref) -> list[Tiles]:
+    """`attend` of q, k and v of some rows, columns or maps."""
+    results = attend(_attentions(plan, operands, decay), plan.dtype)
+    return [_join(groups) for groups in _by_operand(results, plan)]
 
 
-def _attend_backward(plan: Plan, q: Tiles, k: Tiles, v: Tiles, dy: Tiles, decay: Ref) -> tuple[Tiles, Tiles, Tiles]:
-    results: tuple[Tiles, Tiles, Tiles] = ([], [], [])
-    for i, group in enumerate(plan.groups):
-        stack = plan.stack(group, q[0].shape[0])
-        operands = [_join(x, group) for x in (q, k, v, dy)]
-        gradients = attend_backward(stack, *operands, decay[i, : stack.rows, : stack.columns], plan.dtype)
-        for tiles, gradient in zip(results, gradients, strict=True):
-            tiles += _split(gradient)
-    return results
+def _attend_backward(
+    plan: Plan, operands: Sequence[Sequence[Tiles]], gradients: Sequence[Tiles], decay: Ref
+) -> list[list[Tiles]]:
+    """Gradients of q, k and v of each."""
+    parts = [_part(dy, group) for dy in gradients for group in plan.groups]
+    results = attend_backward(_attentions(plan, operands, decay), parts, plan.dtype)
+    return [[_join(groups) for groups in zip(*qkv, strict=True)] for qkv in _by_operand(results, plan)]
 
 
-def _join(tiles: Tiles, group: Group) -> Array:
+def _attentions(plan: Plan, operands: Sequence[Sequence[Tiles]], decay: Ref) -> list[Attention]:
+    """Of every operand and every group of heads."""
+    attentions = []
+    for qkv in operands:
+        for i, group in enumerate(plan.groups):
+            stack = plan.stack(group, qkv[0][0].shape[0])
+            logits = decay[i, : stack.rows, : stack.columns]
+            attentions.append(Attention(stack, *[_part(x, group) for x in qkv], logits))
+    return attentions
+
+
+def _by_operand(results: list[Any], plan: Plan) -> list[list[Any]]:
+    groups = len(plan.groups)
+    return [results[i : i + groups] for i in range(0, len(results), groups)]
+
+
+def _part(tiles: Tiles, group: Group) -> Array:
     return jnp.concatenate(tiles[group.tiles], axis=1)
+
+
+def _join(groups: Sequence[Array]) -> Tiles:
+    return [tile for x in groups for tile in _split(x)]
 
 
 def _split(x: Array) -> Tiles:
