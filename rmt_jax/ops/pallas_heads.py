@@ -153,8 +153,8 @@ def _quotient(x: Array, divisor: int) -> Array:
     return jnp.floor((x + 0.5) / divisor)
 
 
-def _product(x: Array, y: Array, contract: tuple[int, int]) -> Array:
-    """A matrix product with float32 sums, over one axis of each; float32 operands are not rounded."""
+def product(x: Array, y: Array, contract: tuple[int, int]) -> Array:
+    """A matrix product with sums in float32, over one axis of each; float32 operands are not rounded."""
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     dimensions = (((contract[0],), (contract[1],)), ((), ()))
     return jax.lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)
@@ -186,7 +186,7 @@ def attend(attentions: Sequence[Attention], dtype: jnp.dtype) -> list[Channels]:
     """
     weights = _weights([_operands(a, dtype) for a in attentions], attentions)
     values = [_stack(a.v, a.stack.key_lanes, dtype) for a in attentions]
-    weighted = [_product(w.astype(dtype), v, (0, 0)) for w, v in zip(weights, values, strict=True)]
+    weighted = [product(w.astype(dtype), v, (0, 0)) for w, v in zip(weights, values, strict=True)]
     return [_pick(x, a.stack.query_lanes) for x, a in zip(weighted, attentions, strict=True)]
 
 
@@ -201,15 +201,15 @@ def attend_backward(
     stacks = [a.stack for a in attentions]
     values = [_stack(a.v, a.stack.key_lanes, dtype) for a in attentions]
     results = [_stack(dy, stack.query_lanes, dtype) for dy, stack in zip(gradients, stacks, strict=True)]
-    dweights = [_product(v, dy, (1, 1)) for v, dy in zip(values, results, strict=True)]
+    dweights = [product(v, dy, (1, 1)) for v, dy in zip(values, results, strict=True)]
     weights = _weights(operands, attentions)
-    dv = [_product(w.astype(dtype), dy, (1, 0)) for w, dy in zip(weights, results, strict=True)]
+    dv = [product(w.astype(dtype), dy, (1, 0)) for w, dy in zip(weights, results, strict=True)]
     dlogits = [
         (w * (dw - stack.over_keys(w * dw, jnp.sum))).astype(dtype)
         for w, dw, stack in zip(weights, dweights, stacks, strict=True)
     ]
-    dq = [_product(d, k, (0, 0)) for d, (k, _) in zip(dlogits, operands, strict=True)]
-    dk = [_product(d, q, (1, 0)) for d, (_, q) in zip(dlogits, operands, strict=True)]
+    dq = [product(d, k, (0, 0)) for d, (k, _) in zip(dlogits, operands, strict=True)]
+    dk = [product(d, q, (1, 0)) for d, (_, q) in zip(dlogits, operands, strict=True)]
     return [
         (_pick(q, stack.query_lanes), _pick(k, stack.key_lanes), _pick(v, stack.key_lanes))
         for q, k, v, stack in zip(dq, dk, dv, stacks, strict=True)
@@ -231,7 +231,7 @@ def _weights(operands: Sequence[tuple[Array, Array]], attentions: Sequence[Atten
     weights are, and not where values are.
     """
     stacks = [a.stack for a in attentions]
-    logits = [_product(k, q, (1, 1)) for k, q in operands]
+    logits = [product(k, q, (1, 1)) for k, q in operands]
     logits = [x + a.decay for x, a in zip(logits, attentions, strict=True)]
     weights = [jnp.exp(x - stack.over_keys(x, jnp.max)) for x, stack in zip(logits, stacks, strict=True)]
     return [x * (1 / stack.over_keys(x, jnp.sum)) for x, stack in zip(weights, stacks, strict=True)]

@@ -10,13 +10,12 @@ Axes: pictures of a step, height, width, channels, tiles.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from rmt_jax.ops.pallas_heads import (
     LANES,
@@ -26,6 +25,7 @@ from rmt_jax.ops.pallas_heads import (
     attend,
     attend_backward,
     decay_logits,
+    product,
     round_up,
 )
 
@@ -119,72 +119,92 @@ class Plan:
         stacks = [self.stack(self.groups[0], length) for length in self.lengths]
         return [(len(self.groups), stack.rows, stack.columns) for stack in stacks]
 
-    def scratch_shapes(self, backward: bool) -> list[tuple[int, int, int]]:
-        """Of a kernel, in the order of its arguments."""
-        maps = 0 if self.full else 5 if backward else 3
-        return [(self.tiles, self.tokens, LANES)] * maps + self.decay_shapes
+    def map_shapes(self, backward: bool) -> list[tuple[int, int, int]]:
+        """Of the maps in scratch memory."""
+        maps = 0 if self.full else 4 if backward else 3
+        return [(self.tiles, self.tokens, LANES)] * maps
+
+
+class Tables(NamedTuple):
+    """What rotation needs, the same for all pictures.
+
+    Attributes:
+        cos: [tiles tokens 128] of every channel's phase, see `Plan.table_tiles`.
+        sin: the same.
+        partner: [128 128], brings to every channel the other one of its pair, with the sign that it is added with.
+            A product with it is exact and leaves the units that move lanes free.
+    """
+
+    cos: Ref
+    sin: Ref
+    partner: Ref
 
 
 def forward_axes(
     plan: Plan,
-    q_ref: Ref,
-    k_ref: Ref,
-    v_ref: Ref,
-    cos_ref: Ref,
-    sin_ref: Ref,
-    out_ref: Ref,
-    q: Ref,
-    k: Ref,
-    y: Ref,
+    tables: Tables,
+    operands: Sequence[Ref],
+    results: Sequence[Ref],
+    scratch: Sequence[Ref],
     width_decay: Ref,
     height_decay: Ref,
 ) -> None:
-    """Along the width, then along the height. In `y` each row and then each column of values becomes its result."""
+    """Along the width, then along the height.
+
+    Args:
+        plan: sizes.
+        tables: for the rotation.
+        operands: q, k and v.
+        results: the only one.
+        scratch: q and k rotated, and y, in which each row and then each column of values becomes its result.
+        width_decay: scratch for the decay of each group.
+        height_decay: the same.
+    """
+    (out_ref,), (q, k, y) = results, scratch
     _write_decay(plan, width_decay, plan.padded_width, plan.width)
     _write_decay(plan, height_decay, plan.padded_height, plan.height)
-    _clear(plan, q, k, y)
+    _clear(plan, scratch)
 
     def picture(i: Array) -> None:
-        _for_each(plan.height, _at_once(width_decay), lambda rows: _along_rows(plan, refs, i, rows, width_decay))
+        _for_each(plan.height, _at_once(width_decay), functools.partial(along_rows, i))
         _for_each(plan.width, _at_once(height_decay), along_columns)
         _for_each(plan.height, _AT_ONCE, lambda rows: [_store(plan, out_ref, i, h, _row(plan, y, h)) for h in rows])
 
+    def along_rows(i: Array, rows: list[Array]) -> None:
+        _along_rows(plan, tables, operands, scratch, i, rows, width_decay)
+
     def along_columns(columns: list[Array]) -> None:
-        operands = [[_column(plan, x, w) for x in (q, k, y)] for w in columns]
-        results = _attend(plan, operands, height_decay)
-        for w, result in zip(columns, results, strict=True):
+        of_columns = [[_column(plan, x, w) for x in (q, k, y)] for w in columns]
+        for w, result in zip(columns, _attend(plan, of_columns, height_decay), strict=True):
             _set_column(plan, y, w, result)
 
-    refs = (q_ref, k_ref, v_ref, cos_ref, sin_ref, q, k, y)
-    _for_each(q_ref.shape[0], 1, lambda pictures: picture(*pictures))
+    _for_each(operands[0].shape[0], 1, lambda pictures: picture(*pictures))
 
 
 def backward_axes(
     plan: Plan,
-    q_ref: Ref,
-    k_ref: Ref,
-    v_ref: Ref,
-    dout_ref: Ref,
-    cos_ref: Ref,
-    sin_ref: Ref,
-    dq_ref: Ref,
-    dk_ref: Ref,
-    dv_ref: Ref,
-    q: Ref,
-    k: Ref,
-    y: Ref,
-    dout: Ref,
-    dk: Ref,
+    tables: Tables,
+    operands: Sequence[Ref],
+    results: Sequence[Ref],
+    scratch: Sequence[Ref],
     width_decay: Ref,
     height_decay: Ref,
 ) -> None:
     """The width forward, the height backward, the width backward.
 
-    In `y` each column of the first axis' result becomes its gradient, in `dout` each column becomes the gradient of q.
+    Args:
+        plan: sizes.
+        tables: for the rotation.
+        operands: q, k, v and the gradient of the result.
+        results: the gradients of q, k and v.
+        scratch: q and k rotated, y and the result's gradient. By columns, q, k and y become their gradients.
+        width_decay: scratch for the decay of each group.
+        height_decay: the same.
     """
+    (q_ref, k_ref, v_ref, dout_ref), (dq_ref, dk_ref, dv_ref), (q, k, y, dout) = operands, results, scratch
     _write_decay(plan, width_decay, plan.padded_width, plan.width)
     _write_decay(plan, height_decay, plan.padded_height, plan.height)
-    _clear(plan, q, k, y, dout, dk)
+    _clear(plan, scratch)
 
     def picture(i: Array) -> None:
         _for_each(plan.height, _at_once(width_decay), functools.partial(rows_forward, i))
@@ -192,89 +212,90 @@ def backward_axes(
         _for_each(plan.height, _at_once(width_decay), functools.partial(rows_backward, i))
 
     def rows_forward(i: Array, rows: list[Array]) -> None:
-        _along_rows(plan, refs, i, rows, width_decay)
+        _along_rows(plan, tables, operands[:3], scratch[:3], i, rows, width_decay)
         for h in rows:
             _set_row(plan, dout, h, _load(plan, dout_ref, i, h))
 
     def columns_backward(columns: list[Array]) -> None:
-        operands = [[_column(plan, x, w) for x in (q, k, y)] for w in columns]
-        results = [_column(plan, dout, w) for w in columns]
-        gradients = _attend_backward(plan, operands, results, height_decay)
+        of_columns = [[_column(plan, x, w) for x in (q, k, y)] for w in columns]
+        gradients = _attend_backward(plan, of_columns, [_column(plan, dout, w) for w in columns], height_decay)
         for w, gradient in zip(columns, gradients, strict=True):
-            for x, column in zip((dout, dk, y), gradient, strict=True):
+            for x, column in zip((q, k, y), gradient, strict=True):
                 _set_column(plan, x, w, column)
 
     def rows_backward(i: Array, rows: list[Array]) -> None:
-        operands = [(_row(plan, q, h), _row(plan, k, h), _load(plan, v_ref, i, h)) for h in rows]
-        gradients = _attend_backward(plan, operands, [_row(plan, y, h) for h in rows], width_decay)
-        for h, (dq_row, dk_row, dv_row) in zip(rows, gradients, strict=True):
-            cos, sin = _tokens(plan, cos_ref, h), _tokens(plan, sin_ref, h)
-            dq_sum, dk_sum = _add(dq_row, _row(plan, dout, h)), _add(dk_row, _row(plan, dk, h))
-            _store(plan, dq_ref, i, h, _turn(dq_sum, cos, sin, back=True))
-            _store(plan, dk_ref, i, h, _scale(plan, _turn(dk_sum, cos, sin, back=True)))
-            _store(plan, dv_ref, i, h, dv_row)
+        rotations = [_rotation(plan, tables, h) for h in rows]
+        of_rows = [
+            (
+                _turn(plan, _load(plan, q_ref, i, h), rotation),
+                _scale(plan, _turn(plan, _load(plan, k_ref, i, h), rotation)),
+                _load(plan, v_ref, i, h),
+            )
+            for h, rotation in zip(rows, rotations, strict=True)
+        ]
+        gradients = _attend_backward(plan, of_rows, [_row(plan, y, h) for h in rows], width_decay)
+        for h, rotation, (dq, dk, dv) in zip(rows, rotations, gradients, strict=True):
+            dq, dk = _add(dq, _row(plan, q, h)), _add(dk, _row(plan, k, h))
+            _store(plan, dq_ref, i, h, _turn(plan, dq, rotation, back=True))
+            _store(plan, dk_ref, i, h, _scale(plan, _turn(plan, dk, rotation, back=True)))
+            _store(plan, dv_ref, i, h, dv)
 
-    refs = (q_ref, k_ref, v_ref, cos_ref, sin_ref, q, k, y)
     _for_each(q_ref.shape[0], 1, lambda pictures: picture(*pictures))
 
 
 def forward_full(
-    plan: Plan, q_ref: Ref, k_ref: Ref, v_ref: Ref, cos_ref: Ref, sin_ref: Ref, out_ref: Ref, decay: Ref
+    plan: Plan, tables: Tables, operands: Sequence[Ref], results: Sequence[Ref], scratch: Sequence[Ref], decay: Ref
 ) -> None:
-    """Over all tokens."""
+    """Over all tokens; the arguments as above, but that maps need no scratch memory."""
+    del scratch
     _write_decay(plan, decay, plan.lengths[0], plan.width)
+    rotation = _rotation(plan, tables)
 
     def picture(i: Array) -> None:
-        q, k, v = _map(plan, q_ref, i), _map(plan, k_ref, i), _map(plan, v_ref, i)
-        cos, sin = _tokens(plan, cos_ref), _tokens(plan, sin_ref)
-        q, k = _turn(q, cos, sin), _turn(_scale(plan, k), cos, sin)
-        _store_map(plan, out_ref, i, *_attend(plan, [(q, k, v)], decay))
+        q, k, v = (_map(plan, ref, i) for ref in operands)
+        q, k = _turn(plan, q, rotation), _scale(plan, _turn(plan, k, rotation))
+        _store_map(plan, results[0], i, *_attend(plan, [(q, k, v)], decay))
 
-    _for_each(q_ref.shape[0], 1, lambda pictures: picture(*pictures))
+    _for_each(operands[0].shape[0], 1, lambda pictures: picture(*pictures))
 
 
 def backward_full(
-    plan: Plan,
-    q_ref: Ref,
-    k_ref: Ref,
-    v_ref: Ref,
-    dout_ref: Ref,
-    cos_ref: Ref,
-    sin_ref: Ref,
-    dq_ref: Ref,
-    dk_ref: Ref,
-    dv_ref: Ref,
-    decay: Ref,
+    plan: Plan, tables: Tables, operands: Sequence[Ref], results: Sequence[Ref], scratch: Sequence[Ref], decay: Ref
 ) -> None:
-    """Over all tokens."""
+    """Over all tokens; the arguments as above, but that maps need no scratch memory."""
+    del scratch
     _write_decay(plan, decay, plan.lengths[0], plan.width)
+    rotation = _rotation(plan, tables)
 
     def picture(i: Array) -> None:
-        q, k, v, dout = (_map(plan, ref, i) for ref in (q_ref, k_ref, v_ref, dout_ref))
-        cos, sin = _tokens(plan, cos_ref), _tokens(plan, sin_ref)
-        q, k = _turn(q, cos, sin), _turn(_scale(plan, k), cos, sin)
+        q, k, v, dout = (_map(plan, ref, i) for ref in operands)
+        q, k = _turn(plan, q, rotation), _scale(plan, _turn(plan, k, rotation))
         ((dq, dk, dv),) = _attend_backward(plan, [(q, k, v)], [dout], decay)
-        _store_map(plan, dq_ref, i, _turn(dq, cos, sin, back=True))
-        _store_map(plan, dk_ref, i, _scale(plan, _turn(dk, cos, sin, back=True)))
-        _store_map(plan, dv_ref, i, dv)
+        dq, dk = _turn(plan, dq, rotation, back=True), _scale(plan, _turn(plan, dk, rotation, back=True))
+        for ref, gradient in zip(results, (dq, dk, dv), strict=True):
+            _store_map(plan, ref, i, gradient)
 
-    _for_each(q_ref.shape[0], 1, lambda pictures: picture(*pictures))
+    _for_each(operands[0].shape[0], 1, lambda pictures: picture(*pictures))
 
 
-def _along_rows(plan: Plan, refs: tuple[Ref, ...], i: Array, rows: list[Array], decay: Ref) -> None:
+def _along_rows(
+    plan: Plan,
+    tables: Tables,
+    operands: Sequence[Ref],
+    scratch: Sequence[Ref],
+    i: Array,
+    rows: list[Array],
+    decay: Ref,
+) -> None:
     """Rotates q and k of some rows of picture i into scratch memory, and the first axis' result of them into y."""
-    q_ref, k_ref, v_ref, cos_ref, sin_ref, q, k, y = refs
-    operands = []
+    of_rows = []
     for h in rows:
-        cos, sin = _tokens(plan, cos_ref, h), _tokens(plan, sin_ref, h)
-        queries = _turn(_load(plan, q_ref, i, h), cos, sin)
-        keys = _turn(_scale(plan, _load(plan, k_ref, i, h)), cos, sin)
-        operands.append((queries, keys, _load(plan, v_ref, i, h)))
-    results = _attend(plan, operands, decay)
-    for h, (queries, keys, _), result in zip(rows, operands, results, strict=True):
-        _set_row(plan, q, h, queries)
-        _set_row(plan, k, h, keys)
-        _set_row(plan, y, h, result)
+        q, k, v = (_load(plan, ref, i, h) for ref in operands)
+        rotation = _rotation(plan, tables, h)
+        of_rows.append((_turn(plan, q, rotation), _scale(plan, _turn(plan, k, rotation)), v))
+    for h, (q, k, _), result in zip(rows, of_rows, _attend(plan, of_rows, decay), strict=True):
+        for ref, row in zip(scratch, (q, k, result), strict=True):
+            _set_row(plan, ref, h, row)
 
 
 def _for_each(count: int, at_once: int, work: Callable[[list[Array]], Any]) -> None:
@@ -301,7 +322,7 @@ def _write_decay(plan: Plan, ref: Ref, length: int, valid: int) -> None:
             ref[i, j * length : (j + 1) * length, : stack.columns] = decay
 
 
-def _clear(plan: Plan, *scratch: Ref) -> None:
+def _clear(plan: Plan, scratch: Sequence[Ref]) -> None:
     """Zeros where no row and no column is written: they are read as keys, whose weights are zero but not their NaN."""
     if (plan.padded_height, plan.padded_width) != (plan.height, plan.width):
         for x in scratch:
@@ -351,13 +372,12 @@ def _split(x: Array) -> Tiles:
     return [x[:, start : start + LANES] for start in range(0, x.shape[1], LANES)]
 
 
-def _turn(x: Tiles, cos: Tiles, sin: Tiles, *, back: bool = False) -> Tiles:
-    """Rotation of neighbouring lanes by the tables' angles, or by their opposites."""
+def _turn(plan: Plan, x: Tiles, rotation: tuple[Tiles, Tiles, Array], *, back: bool = False) -> Tiles:
+    """Rotation of each pair of channels by their phase, or by its opposite."""
+    cos, sin, partner = rotation
     turned = []
     for i, tile in enumerate(x):
-        even = jax.lax.broadcasted_iota(jnp.int32, tile.shape, 1) % 2 == 0
-        partner = jnp.where(even, pltpu.roll(tile, LANES - 1, 1), pltpu.roll(tile, 1, 1))
-        along, across = tile * cos[i % len(cos)], partner * sin[i % len(sin)]
+        along, across = tile * cos[i % len(cos)], product(tile.astype(plan.dtype), partner, (1, 0)) * sin[i % len(sin)]
         turned.append(along - across if back else along + across)
     return turned
 
@@ -393,9 +413,11 @@ def _store_map(plan: Plan, ref: Ref, i: Array, x: Tiles) -> None:
         _store(plan, ref, i, h, [tile[h * plan.padded_width : (h + 1) * plan.padded_width] for tile in x])
 
 
-def _tokens(plan: Plan, table: Ref, h: Array | None = None) -> Tiles:
-    """A table for the tokens of row h, or for all."""
-    return [table[i] if h is None else table[i, _row_of(plan, h)] for i in range(plan.table_tiles)]
+def _rotation(plan: Plan, tables: Tables, h: Array | None = None) -> tuple[Tiles, Tiles, Array]:
+    """Cosines and sines for the tokens of row h, or for all, and the partners."""
+    rows = slice(None) if h is None else _row_of(plan, h)
+    cos, sin = ([table[i, rows] for i in range(plan.table_tiles)] for table in (tables.cos, tables.sin))
+    return cos, sin, tables.partner[...]
 
 
 def _row(plan: Plan, scratch: Ref, h: Array) -> Tiles:

@@ -10,6 +10,7 @@ Axes: batch, height, width, channels = heads * dim.
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +22,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from rmt_jax.ops.pallas_heads import LANES, round_up
-from rmt_jax.ops.pallas_kernels import Plan, backward_axes, backward_full, forward_axes, forward_full
+from rmt_jax.ops.pallas_kernels import Plan, Tables, backward_axes, backward_full, forward_axes, forward_full
 from rmt_jax.ops.retention import rotary_phase
 
 Map = Float[Array, "batch height width channels"]
-Table = Float[Array, "tiles tokens 128"]
 
 MIB = 2**20
 # Of the chips' 128 MiB (v5e, v6e) and 64 MiB or more (v5p).
@@ -109,47 +109,57 @@ _retention.defvjp(_forward, _backward)
 
 def _call(plan: Plan, interpret: bool, *maps: Map) -> list[Map]:
     """The forward kernel of q, k and v, the backward one of q, k, v and the gradient of the result."""
-    return _kernel(plan, interpret, *_tables(plan), *maps)
-
-
-def _results(maps: int) -> int:
-    """The result, or the gradients of q, k and v."""
-    return 1 if maps == 3 else 3
-
-
-def _kernel(plan: Plan, interpret: bool, cos: Table, sin: Table, *maps: Map) -> list[Map]:
-    """Of one device's pictures."""
     backward = len(maps) == 4
-    results = _results(len(maps))
+    results = 3 if backward else 1
     pictures = _pictures(plan, len(maps[0]))
-    block = pl.BlockSpec((pictures, *maps[0].shape[1:]), lambda step: (step, 0, 0, 0))
-    table = pl.BlockSpec(cos.shape, lambda _: (0, 0, 0), pipeline_mode=pl.Buffered(1))  # the same in every step
+    tables = _tables(plan)
     kernels = (forward_full, backward_full) if plan.full else (forward_axes, backward_axes)
+
+    def kernel(*refs: Any) -> None:
+        refs, operands = refs[len(tables) :], Tables(*refs[: len(tables)])
+        decays = len(plan.decay_shapes)
+        kernels[backward](
+            plan,
+            operands,
+            refs[: len(maps)],
+            refs[len(maps) : len(maps) + results],
+            refs[len(maps) + results : -decays],
+            *refs[-decays:],
+        )
+
+    def whole(table: Array) -> pl.BlockSpec:
+        return pl.BlockSpec(table.shape, lambda _: (0,) * table.ndim, pipeline_mode=pl.Buffered(1))
+
+    block = pl.BlockSpec((pictures, *maps[0].shape[1:]), lambda step: (step, 0, 0, 0))
     return pl.pallas_call(
-        functools.partial(kernels[backward], plan),
+        kernel,
         grid=(len(maps[0]) // pictures,),
-        in_specs=[block] * len(maps) + [table, table],
+        in_specs=[*map(whole, tables), *[block] * len(maps)],
         out_specs=[block] * results,
         out_shape=[jax.ShapeDtypeStruct(maps[0].shape, maps[0].dtype)] * results,
-        scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in plan.scratch_shapes(backward)],
+        scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in plan.map_shapes(backward) + plan.decay_shapes],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel",), vmem_limit_bytes=_limit(plan, backward, pictures)
         ),
         interpret=interpret,
         name=f"retention_{'full' if plan.full else 'axes'}_{'backward' if backward else 'forward'}",
-    )(*maps, cos, sin)
+    )(*tables, *maps)
 
 
-def _tables(plan: Plan) -> tuple[Table, Table]:
-    """Cosine and sine of every channel's phase; the sine with the sign of the partner's part."""
+def _tables(plan: Plan) -> Tables:
+    """For the rotation."""
     phase = rotary_phase(plan.height, plan.width, plan.head_dim)
     lanes = plan.table_tiles * LANES
-    heads = -(-lanes // plan.head_dim)
-    cos = jnp.tile(jnp.repeat(jnp.cos(phase), 2, axis=2), heads)
-    sin = jnp.tile(jnp.stack([-jnp.sin(phase), jnp.sin(phase)], axis=3).reshape(*phase.shape[:2], -1), heads)
     padding = (0, 0), (0, plan.padded_width - plan.width), (0, 0)
-    cos, sin = (jnp.pad(x[..., :lanes], padding).reshape(-1, plan.table_tiles, LANES) for x in (cos, sin))
-    return jnp.moveaxis(cos, 1, 0), jnp.moveaxis(sin, 1, 0)
+
+    def table(of_pairs: Array) -> Array:
+        of_channels = jnp.tile(jnp.repeat(of_pairs, 2, axis=2), -(-lanes // plan.head_dim))[..., :lanes]
+        return jnp.moveaxis(jnp.pad(of_channels, padding).reshape(-1, plan.table_tiles, LANES), 1, 0)
+
+    channel = np.arange(LANES)
+    partner = np.zeros((LANES, LANES), plan.dtype)
+    partner[channel ^ 1, channel] = np.where(channel % 2, 1, -1)
+    return Tables(table(jnp.cos(phase)), table(jnp.sin(phase)), jnp.asarray(partner))
 
 
 def _pictures(plan: Plan, batch: int) -> int:
@@ -168,7 +178,7 @@ def _limit(plan: Plan, backward: bool, pictures: int) -> int:
     """Bytes of the chip's vector memory that a kernel needs: blocks, two of each, tables, scratch and values."""
     blocks = 2 * (7 if backward else 4) * pictures * _block_bytes(plan)
     tables = 2 * 4 * plan.table_tiles * plan.tokens * LANES
-    scratch = 4 * sum(_padded_size(shape) for shape in plan.scratch_shapes(backward))
+    scratch = 4 * sum(_padded_size(shape) for shape in plan.map_shapes(backward) + plan.decay_shapes)
     values = 4 * 8 * max(_padded_size(shape) for shape in plan.decay_shapes)
     return blocks + tables + scratch + values
 
