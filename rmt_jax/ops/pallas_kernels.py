@@ -34,7 +34,7 @@ Tiles = list[Array]  # [rows 128] each, float32
 
 # Rows or columns that one iteration works on: independent of each other, so that one fills the other's waits.
 _LOGITS_AT_ONCE = 2**17
-_AT_ONCE = 8
+_AT_ONCE = 14
 
 
 @dataclasses.dataclass(frozen=True)

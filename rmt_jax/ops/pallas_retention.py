@@ -28,8 +28,7 @@ from rmt_jax.ops.retention import rotary_phase
 Map = Float[Array, "batch height width channels"]
 
 MIB = 2**20
-# Of the chips' 128 MiB (v5e, v6e) and 64 MiB or more (v5p).
-MEMORY = 60 * MIB
+_LATER_CHIPS = 64 * MIB
 _STEP_BYTES = MIB // 2  # of one operand: enough that a step takes longer than its start
 _MOST_PICTURES = 8
 
@@ -111,7 +110,8 @@ def _call(plan: Plan, interpret: bool, *maps: Map) -> list[Map]:
     """The forward kernel of q, k and v, the backward one of q, k, v and the gradient of the result."""
     backward = len(maps) == 4
     results = 3 if backward else 1
-    pictures = _pictures(plan, len(maps[0]))
+    pictures, buffers = _steps(plan, backward, len(maps[0]))
+    needed = _needed_memory(plan, backward, pictures, buffers)
     tables = _tables(plan)
     kernels = (forward_full, backward_full) if plan.full else (forward_axes, backward_axes)
 
@@ -130,7 +130,9 @@ def _call(plan: Plan, interpret: bool, *maps: Map) -> list[Map]:
     def whole(table: Array) -> pl.BlockSpec:
         return pl.BlockSpec(table.shape, lambda _: (0,) * table.ndim, pipeline_mode=pl.Buffered(1))
 
-    block = pl.BlockSpec((pictures, *maps[0].shape[1:]), lambda step: (step, 0, 0, 0))
+    block = pl.BlockSpec(
+        (pictures, *maps[0].shape[1:]), lambda step: (step, 0, 0, 0), pipeline_mode=pl.Buffered(buffers)
+    )
     return pl.pallas_call(
         kernel,
         grid=(len(maps[0]) // pictures,),
@@ -139,7 +141,8 @@ def _call(plan: Plan, interpret: bool, *maps: Map) -> list[Map]:
         out_shape=[jax.ShapeDtypeStruct(maps[0].shape, maps[0].dtype)] * results,
         scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in plan.map_shapes(backward) + plan.decay_shapes],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel",), vmem_limit_bytes=_limit(plan, backward, pictures)
+            dimension_semantics=("parallel",),
+            vmem_limit_bytes=min(needed + needed // 4 + MIB, _chip_memory()),
         ),
         interpret=interpret,
         name=f"retention_{'full' if plan.full else 'axes'}_{'backward' if backward else 'forward'}",
@@ -162,10 +165,52 @@ def _tables(plan: Plan) -> Tables:
     return Tables(table(jnp.cos(phase)), table(jnp.sin(phase)), jnp.asarray(partner))
 
 
-def _pictures(plan: Plan, batch: int) -> int:
-    """Of one step: as many as make it worth its start."""
+def fits(
+    height: int,
+    width: int,
+    channels: int,
+    dtype: DTypeLike,
+    *,
+    num_heads: int,
+    full: bool = False,
+    backward: bool = True,
+) -> bool:
+    """Whether a whole map and what the kernels make of it fit into the chip's vector memory.
+
+    Maps that do not, such as a detector's of 200x336, are for `ops.retention`.
+
+    Args:
+        height: of the map.
+        width: of the map.
+        channels: of the map.
+        dtype: of q, k and v.
+        num_heads: of the channels.
+        full: for `fused_full_retention`.
+        backward: for gradients too.
+    """
+    plan = Plan(height, width, channels, (0.0,) * num_heads, jnp.dtype(dtype), full)
+    return _needed_memory(plan, backward, pictures=1, buffers=1) <= _chip_memory()
+
+
+def _chip_memory() -> int:
+    """Bytes of vector memory of a core of the chip that is compiled for: 16 MiB on v4, 64 or 128 on later ones."""
+    try:
+        return pltpu.get_tpu_info().vmem_capacity_bytes
+    except ValueError:  # no TPU
+        return _LATER_CHIPS
+
+
+def _steps(plan: Plan, backward: bool, batch: int) -> tuple[int, int]:
+    """Pictures of a step, and blocks of each operand: two, so that one comes while the other is worked on, or one."""
     most = min(_MOST_PICTURES, -(-_STEP_BYTES // _block_bytes(plan)))
-    return max(pictures for pictures in range(1, most + 1) if batch % pictures == 0)
+    for buffers in (2, 1):
+        for pictures in range(most, 0, -1):
+            if batch % pictures == 0 and _needed_memory(plan, backward, pictures, buffers) <= _chip_memory():
+                return pictures, buffers
+    raise ValueError(
+        f"A map of {plan.height}x{plan.width}x{plan.channels} does not fit into the chip's vector memory; ask `fits` "
+        f"first and use `ops.retention` for it."
+    )
 
 
 def _block_bytes(plan: Plan) -> int:
@@ -174,9 +219,9 @@ def _block_bytes(plan: Plan) -> int:
     return plan.height * round_up(plan.width, 32 // size) * plan.tiles * LANES * size
 
 
-def _limit(plan: Plan, backward: bool, pictures: int) -> int:
-    """Bytes of the chip's vector memory that a kernel needs: blocks, two of each, tables, scratch and values."""
-    blocks = 2 * (7 if backward else 4) * pictures * _block_bytes(plan)
+def _needed_memory(plan: Plan, backward: bool, pictures: int, buffers: int) -> int:
+    """Bytes of vector memory of a kernel: blocks, tables, scratch and what registers cannot hold."""
+    blocks = buffers * (7 if backward else 4) * pictures * _block_bytes(plan)
     tables = 2 * 4 * plan.table_tiles * plan.tokens * LANES
     scratch = 4 * sum(_padded_size(shape) for shape in plan.map_shapes(backward) + plan.decay_shapes)
     values = 4 * 8 * max(_padded_size(shape) for shape in plan.decay_shapes)
@@ -185,7 +230,3 @@ def _limit(plan: Plan, backward: bool, pictures: int) -> int:
 
 def _padded_size(shape: tuple[int, ...]) -> int:
     return math.prod(shape[:-1]) * round_up(shape[-1], LANES)
-
-
-def fits(height: int, width: int, channels: int, dtype: DTypeLike) -> bool:
-    return True
