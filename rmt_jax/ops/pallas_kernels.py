@@ -32,9 +32,7 @@ from rmt_jax.ops.pallas_heads import (
 Ref = Any  # of a block of an operand, or of scratch memory
 Tiles = list[Array]  # [rows 128] each, float32
 
-# Rows or columns that one iteration works on: independent of each other, so that one fills the other's waits.
-_LOGITS_AT_ONCE = 2**17
-_AT_ONCE = 14
+_AT_ONCE = 14  # rows or columns that one iteration works on at most: while one waits for a unit, others use the rest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +140,7 @@ class Tables(NamedTuple):
 
 def forward_axes(
     plan: Plan,
+    logits: int,
     tables: Tables,
     operands: Sequence[Ref],
     results: Sequence[Ref],
@@ -153,6 +152,7 @@ def forward_axes(
 
     Args:
         plan: sizes.
+        logits: how many are worked on at once.
         tables: for the rotation.
         operands: q, k and v.
         results: the only one.
@@ -166,8 +166,8 @@ def forward_axes(
     _clear(plan, scratch)
 
     def picture(i: Array) -> None:
-        _for_each(plan.height, _at_once(width_decay), functools.partial(along_rows, i))
-        _for_each(plan.width, _at_once(height_decay), along_columns)
+        _for_each(plan.height, _at_once(logits, width_decay), functools.partial(along_rows, i))
+        _for_each(plan.width, _at_once(logits, height_decay), along_columns)
         _for_each(plan.height, _AT_ONCE, lambda rows: [_store(plan, out_ref, i, h, _row(plan, y, h)) for h in rows])
 
     def along_rows(i: Array, rows: list[Array]) -> None:
@@ -183,6 +183,7 @@ def forward_axes(
 
 def backward_axes(
     plan: Plan,
+    logits: int,
     tables: Tables,
     operands: Sequence[Ref],
     results: Sequence[Ref],
@@ -194,6 +195,7 @@ def backward_axes(
 
     Args:
         plan: sizes.
+        logits: how many are worked on at once.
         tables: for the rotation.
         operands: q, k, v and the gradient of the result.
         results: the gradients of q, k and v.
@@ -207,9 +209,9 @@ def backward_axes(
     _clear(plan, scratch)
 
     def picture(i: Array) -> None:
-        _for_each(plan.height, _at_once(width_decay), functools.partial(rows_forward, i))
-        _for_each(plan.width, _at_once(height_decay), columns_backward)
-        _for_each(plan.height, _at_once(width_decay), functools.partial(rows_backward, i))
+        _for_each(plan.height, _at_once(logits, width_decay), functools.partial(rows_forward, i))
+        _for_each(plan.width, _at_once(logits, height_decay), columns_backward)
+        _for_each(plan.height, _at_once(logits, width_decay), functools.partial(rows_backward, i))
 
     def rows_forward(i: Array, rows: list[Array]) -> None:
         _along_rows(plan, tables, operands[:3], scratch[:3], i, rows, width_decay)
@@ -244,10 +246,16 @@ def backward_axes(
 
 
 def forward_full(
-    plan: Plan, tables: Tables, operands: Sequence[Ref], results: Sequence[Ref], scratch: Sequence[Ref], decay: Ref
+    plan: Plan,
+    logits: int,
+    tables: Tables,
+    operands: Sequence[Ref],
+    results: Sequence[Ref],
+    scratch: Sequence[Ref],
+    decay: Ref,
 ) -> None:
     """Over all tokens; the arguments as above, but that maps need no scratch memory."""
-    del scratch
+    del logits, scratch
     _write_decay(plan, decay, plan.lengths[0], plan.width)
     rotation = _rotation(plan, tables)
 
@@ -260,10 +268,16 @@ def forward_full(
 
 
 def backward_full(
-    plan: Plan, tables: Tables, operands: Sequence[Ref], results: Sequence[Ref], scratch: Sequence[Ref], decay: Ref
+    plan: Plan,
+    logits: int,
+    tables: Tables,
+    operands: Sequence[Ref],
+    results: Sequence[Ref],
+    scratch: Sequence[Ref],
+    decay: Ref,
 ) -> None:
     """Over all tokens; the arguments as above, but that maps need no scratch memory."""
-    del scratch
+    del logits, scratch
     _write_decay(plan, decay, plan.lengths[0], plan.width)
     rotation = _rotation(plan, tables)
 
@@ -308,10 +322,10 @@ def _for_each(count: int, at_once: int, work: Callable[[list[Array]], Any]) -> N
     jax.lax.fori_loop(0, count // at_once, iteration, None)
 
 
-def _at_once(decay: Ref) -> int:
+def _at_once(logits: int, decay: Ref) -> int:
     """Rows or columns an iteration, by the logits of each."""
     groups, rows, columns = decay.shape
-    return max(1, min(_AT_ONCE, _LOGITS_AT_ONCE // (groups * rows * round_up(columns, LANES))))
+    return max(1, min(_AT_ONCE, logits // (groups * rows * round_up(columns, LANES))))
 
 
 def _write_decay(plan: Plan, ref: Ref, length: int, valid: int) -> None:

@@ -10,7 +10,7 @@ Axes: batch, height, width, channels = heads * dim.
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,6 @@ Map = Float[Array, "batch height width channels"]
 MIB = 2**20
 _LATER_CHIPS = 64 * MIB
 _STEP_BYTES = MIB // 2  # of one operand: enough that a step takes longer than its start
-_MOST_PICTURES = 8
 
 
 def fused_decomposed_retention(
@@ -110,8 +109,8 @@ def _call(plan: Plan, interpret: bool, *maps: Map) -> list[Map]:
     """The forward kernel of q, k and v, the backward one of q, k, v and the gradient of the result."""
     backward = len(maps) == 4
     results = 3 if backward else 1
-    pictures, buffers = _steps(plan, backward, len(maps[0]))
-    needed = _needed_memory(plan, backward, pictures, buffers)
+    step = _step(plan, backward, len(maps[0]))
+    needed = _needed_memory(plan, backward, step)
     tables = _tables(plan)
     kernels = (forward_full, backward_full) if plan.full else (forward_axes, backward_axes)
 
@@ -120,6 +119,7 @@ def _call(plan: Plan, interpret: bool, *maps: Map) -> list[Map]:
         decays = len(plan.decay_shapes)
         kernels[backward](
             plan,
+            step.logits,
             operands,
             refs[: len(maps)],
             refs[len(maps) : len(maps) + results],
@@ -131,11 +131,11 @@ def _call(plan: Plan, interpret: bool, *maps: Map) -> list[Map]:
         return pl.BlockSpec(table.shape, lambda _: (0,) * table.ndim, pipeline_mode=pl.Buffered(1))
 
     block = pl.BlockSpec(
-        (pictures, *maps[0].shape[1:]), lambda step: (step, 0, 0, 0), pipeline_mode=pl.Buffered(buffers)
+        (step.pictures, *maps[0].shape[1:]), lambda i: (i, 0, 0, 0), pipeline_mode=pl.Buffered(step.buffers)
     )
     return pl.pallas_call(
         kernel,
-        grid=(len(maps[0]) // pictures,),
+        grid=(len(maps[0]) // step.pictures,),
         in_specs=[*map(whole, tables), *[block] * len(maps)],
         out_specs=[block] * results,
         out_shape=[jax.ShapeDtypeStruct(maps[0].shape, maps[0].dtype)] * results,
@@ -189,7 +189,7 @@ def fits(
         backward: for gradients too.
     """
     plan = Plan(height, width, channels, (0.0,) * num_heads, jnp.dtype(dtype), full)
-    return _needed_memory(plan, backward, pictures=1, buffers=1) <= _chip_memory()
+    return _needed_memory(plan, backward, _TIGHT) <= _chip_memory()
 
 
 def _chip_memory() -> int:
@@ -200,13 +200,30 @@ def _chip_memory() -> int:
         return _LATER_CHIPS
 
 
-def _steps(plan: Plan, backward: bool, batch: int) -> tuple[int, int]:
-    """Pictures of a step, and blocks of each operand: two, so that one comes while the other is worked on, or one."""
-    most = min(_MOST_PICTURES, -(-_STEP_BYTES // _block_bytes(plan)))
-    for buffers in (2, 1):
-        for pictures in range(most, 0, -1):
-            if batch % pictures == 0 and _needed_memory(plan, backward, pictures, buffers) <= _chip_memory():
-                return pictures, buffers
+class _Step(NamedTuple):
+    """What is in the chip's vector memory at a time.
+
+    Attributes:
+        pictures: of a step.
+        buffers: blocks of each operand and result; with two, one moves while the other is worked on.
+        logits: of the rows or columns that are worked on at once.
+    """
+
+    pictures: int
+    buffers: int
+    logits: int
+
+
+_ROOMY, _TIGHT = _Step(pictures=8, buffers=2, logits=2**17), _Step(pictures=1, buffers=1, logits=2**15)
+
+
+def _step(plan: Plan, backward: bool, batch: int) -> _Step:
+    """The best that fits: pictures until a step takes longer than its start."""
+    most = min(_ROOMY.pictures, -(-_STEP_BYTES // _block_bytes(plan)))
+    steps = [_ROOMY._replace(pictures=pictures) for pictures in range(most, 0, -1) if batch % pictures == 0]
+    for step in [*steps, _TIGHT]:
+        if _needed_memory(plan, backward, step) <= _chip_memory():
+            return step
     raise ValueError(
         f"A map of {plan.height}x{plan.width}x{plan.channels} does not fit into the chip's vector memory; ask `fits` "
         f"first and use `ops.retention` for it."
@@ -214,17 +231,18 @@ def _steps(plan: Plan, backward: bool, batch: int) -> tuple[int, int]:
 
 
 def _block_bytes(plan: Plan) -> int:
-    """Of one map of an operand in the chip's memory, where types of 16 bits come in tiles of 16 rows."""
-    size = plan.dtype.itemsize
-    return plan.height * round_up(plan.width, 32 // size) * plan.tiles * LANES * size
+    """Of one map of an operand in the chip's memory, which holds tiles of 8 rows and 128 channels."""
+    return plan.height * plan.padded_width * plan.tiles * LANES * plan.dtype.itemsize
 
 
-def _needed_memory(plan: Plan, backward: bool, pictures: int, buffers: int) -> int:
+def _needed_memory(plan: Plan, backward: bool, step: _Step) -> int:
     """Bytes of vector memory of a kernel: blocks, tables, scratch and what registers cannot hold."""
-    blocks = buffers * (7 if backward else 4) * pictures * _block_bytes(plan)
+    blocks = step.buffers * (7 if backward else 4) * step.pictures * _block_bytes(plan)
     tables = 2 * 4 * plan.table_tiles * plan.tokens * LANES
-    scratch = 4 * sum(_padded_size(shape) for shape in plan.map_shapes(backward) + plan.decay_shapes)
-    values = 4 * 8 * max(_padded_size(shape) for shape in plan.decay_shapes)
+    decays = [_padded_size(shape) for shape in plan.decay_shapes]
+    scratch = 4 * (sum(_padded_size(shape) for shape in plan.map_shapes(backward)) + sum(decays))
+    # By what the compiler says it uses: three arrays of the logits, rounded up.
+    values = 3 * 4 * max(step.logits, *decays) + MIB // 4
     return blocks + tables + scratch + values
 
 
