@@ -48,7 +48,9 @@ class Plan:
     """What a kernel is compiled for.
 
     Attributes:
-        height, width, channels: of a map.
+        height: of a map.
+        width: of a map.
+        channels: of a map.
         log_rates: log(gamma) of each head.
         dtype: of q, k and v, and of the operands of products.
         full: over all tokens rather than along one axis after the other.
@@ -168,7 +170,7 @@ def forward_axes(
     def picture(i: Array) -> None:
         _for_each(plan.height, _at_once(logits, width_decay), functools.partial(along_rows, i))
         _for_each(plan.width, _at_once(logits, height_decay), along_columns)
-        _for_each(plan.height, _AT_ONCE, lambda rows: [_store(plan, out_ref, i, h, _row(plan, y, h)) for h in rows])
+        _for_each(plan.height, _AT_ONCE, functools.partial(store_rows, i))
 
     def along_rows(i: Array, rows: list[Array]) -> None:
         _along_rows(plan, tables, operands, scratch, i, rows, width_decay)
@@ -177,6 +179,10 @@ def forward_axes(
         of_columns = [[_column(plan, x, w) for x in (q, k, y)] for w in columns]
         for w, result in zip(columns, _attend(plan, of_columns, height_decay), strict=True):
             _set_column(plan, y, w, result)
+
+    def store_rows(i: Array, rows: list[Array]) -> None:
+        for h in rows:
+            _store(plan, out_ref, i, h, _row(plan, y, h))
 
     _for_each(operands[0].shape[0], 1, lambda pictures: picture(*pictures))
 
@@ -365,7 +371,8 @@ def _attentions(plan: Plan, operands: Sequence[Sequence[Tiles]], decay: Ref) -> 
         for i, group in enumerate(plan.groups):
             stack = plan.stack(group, qkv[0][0].shape[0])
             logits = decay[i, : stack.rows, : stack.columns]
-            attentions.append(Attention(stack, *[_part(x, group) for x in qkv], logits))
+            q, k, v = (_part(x, group) for x in qkv)
+            attentions.append(Attention(stack, q, k, v, logits))
     return attentions
 
 

@@ -84,8 +84,8 @@ def _plan(q: Array, k: Array, v: Array, num_heads: int, log_rates: Float[np.ndar
             f"{channels} channels and {len(log_rates)} rates of decay for {num_heads} heads: expected one rate a head, "
             f"and heads of an even number of channels."
         )
-    rates = tuple(float(rate) for rate in log_rates)
-    return Plan(*q.shape[1:], log_rates=rates, dtype=jnp.dtype(q.dtype), full=full)
+    _, height, width, _ = q.shape
+    return Plan(height, width, channels, tuple(float(rate) for rate in log_rates), jnp.dtype(q.dtype), full)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
