@@ -105,7 +105,7 @@ def _backward(plan: Plan, interpret: bool, saved: tuple[Map, Map, Map], dout: Ma
 _retention.defvjp(_forward, _backward)
 
 
-def _call(plan: Plan, interpret: bool, *maps: Map) -> list[Map]:
+def _call(plan: Plan, interpret: bool, *maps: Map) -> tuple[Map, ...]:
     """The forward kernel of q, k and v, the backward one of q, k, v and the gradient of the result."""
     backward = len(maps) == 4
     results = 3 if backward else 1
