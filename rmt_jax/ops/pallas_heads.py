@@ -54,14 +54,14 @@ class HeadStack:
     length: int
 
     @property
-    def query_classes(self) -> int:
-        """As many as fit on the lanes of the logits."""
-        return min(self.heads, max(1, LANES // self.length))
+    def key_classes(self) -> int:
+        """As few as leave no more classes of queries than fit on the lanes of the logits."""
+        return -(-self.heads // max(1, LANES // self.length))
 
     @property
-    def key_classes(self) -> int:
-        """What is left; a few pairs of classes may be no head, whose logits nothing reads."""
-        return -(-self.heads // self.query_classes)
+    def query_classes(self) -> int:
+        """The rest; a few pairs of classes may be no head, whose logits nothing reads."""
+        return -(-self.heads // self.key_classes)
 
     @property
     def rows(self) -> int:
@@ -76,11 +76,10 @@ class HeadStack:
     @property
     def query_lanes(self) -> list[Ranges]:
         """The lanes of each class of queries: its heads are neighbours."""
-        firsts = range(0, self.heads, self.key_classes)
-        lanes: list[Ranges] = [
-            [(first * self.head_dim, min(first + self.key_classes, self.heads) * self.head_dim)] for first in firsts
+        return [
+            [(first * self.head_dim, min(first + self.key_classes, self.heads) * self.head_dim)]
+            for first in range(0, self.heads, self.key_classes)
         ]
-        return lanes + [[(0, 0)]] * (self.query_classes - len(lanes))
 
     @property
     def key_lanes(self) -> list[Ranges]:

@@ -115,9 +115,9 @@ class Plan:
 
     @property
     def decay_shapes(self) -> list[tuple[int, int, int]]:
-        """[groups rows columns] for each of the lengths."""
-        stacks = [self.stack(self.groups[0], length) for length in self.lengths]
-        return [(len(self.groups), stack.rows, stack.columns) for stack in stacks]
+        """[groups rows columns] for each of the lengths, of which a group may use less."""
+        stacks = [[self.stack(group, length) for group in self.groups] for length in self.lengths]
+        return [(len(same), max(x.rows for x in same), max(x.columns for x in same)) for same in stacks]
 
     def map_shapes(self, backward: bool) -> list[tuple[int, int, int]]:
         """Of the maps in scratch memory."""

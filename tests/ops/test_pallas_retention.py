@@ -32,6 +32,7 @@ AXES = {
     "odd heads": (2, 9, 3, 16),
     "two tiles": (3, 5, 6, 32),
     "straddling heads": (3, 4, 6, 24),
+    "tiles stacked differently": (1, 40, 7, 32),
 }
 FULL = {
     "part of a tile": (5, 7, 4, 8),
@@ -142,10 +143,10 @@ def test_bfloat16_is_as_exact_as_its_products(height: int, width: int, heads: in
 
 @pytest.mark.parametrize("full", [False, True])
 def test_large_logits_neither_overflow_nor_vanish(full: bool) -> None:
-    arguments = maps(1, 4, 6, 32, scale=30)
+    arguments = maps(1, 4, 6, 32, scale=10)
     ours = with_gradients(fused(2, full))(*arguments)
-    assert all(np.isfinite(x).all() for x in ours)
-    # Logits of a few thousand are known to 1e-4 only, and that error goes into the exponentials and the gradients.
+    assert all(bool(np.isfinite(x).all()) for x in ours)
+    # Logits of a few hundred, of which exponentials overflow, are known to 3e-5 each; gradients are small differences.
     assert max(errors(ours, with_gradients(specification(2, full))(*arguments))) < 1e-3
 
 
