@@ -220,7 +220,10 @@ _ROOMY, _TIGHT = _Step(pictures=8, buffers=2, logits=2**17), _Step(pictures=1, b
 def _step(plan: Plan, backward: bool, batch: int) -> _Step:
     """The best that fits: pictures until a step takes longer than its start."""
     most = min(_ROOMY.pictures, -(-_STEP_BYTES // _block_bytes(plan)))
-    steps = [_ROOMY._replace(pictures=pictures) for pictures in range(most, 0, -1) if batch % pictures == 0]
+    logits = _ROOMY.logits if plan.dtype == jnp.bfloat16 else _TIGHT.logits
+    steps = [
+        _ROOMY._replace(pictures=pictures, logits=logits) for pictures in range(most, 0, -1) if batch % pictures == 0
+    ]
     for step in [*steps, _TIGHT]:
         if _needed_memory(plan, backward, step) <= _chip_memory():
             return step
@@ -241,9 +244,10 @@ def _needed_memory(plan: Plan, backward: bool, step: _Step) -> int:
     tables = 2 * 4 * plan.table_tiles * plan.tokens * LANES
     decays = [_padded_size(shape) for shape in plan.decay_shapes]
     scratch = 4 * (sum(_padded_size(shape) for shape in plan.map_shapes(backward)) + sum(decays))
-    # By what the compiler says it uses: three arrays of the logits, rounded up.
-    values = 3 * 4 * max(step.logits, *decays) + MIB // 4
-    return blocks + tables + scratch + values
+    # By what the compiler says it uses: three arrays of the logits, and more where it takes float32 operands apart.
+    apart = plan.dtype == jnp.float32
+    values = 3 * 4 * max(step.logits, *decays) * (1 + apart) + MIB * (4 if apart else 0.25)
+    return blocks + tables + scratch + int(values)
 
 
 def _padded_size(shape: tuple[int, ...]) -> int:
