@@ -1,0 +1,254 @@
+"""Retention as one Pallas TPU kernel a direction: q, k and v go in as projected, and nothing between comes out.
+
+XLA writes the rotated queries and keys, the logits and the weights of every head to memory and reads them again. The
+kernels hold a whole map in the chip's vector memory, so only q, k, v and the result cross the chip's boundary; the
+backward kernel computes everything again from q, k and v. `pallas_heads` has the mathematics of one axis,
+`pallas_kernels` the kernels.
+
+Axes: batch, height, width, channels = heads * dim.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
+from jaxtyping import Float
+
+from rmt_jax.ops.pallas_heads import LANES, round_up
+from rmt_jax.ops.pallas_kernels import Plan, Tables, backward_axes, backward_full, forward_axes, forward_full
+from rmt_jax.ops.retention import rotary_phase
+
+Map = Float[Array, "batch height width channels"]
+
+MIB = 2**20
+_LATER_CHIPS = 64 * MIB
+_STEP_BYTES = MIB // 2  # of one operand: enough that a step takes longer than its start
+
+
+def fused_decomposed_retention(
+    q: Map,
+    k: Map,
+    v: Map,
+    *,
+    num_heads: int,
+    log_rates: Float[np.ndarray, " heads"],
+    interpret: bool = False,
+) -> Map:
+    """Rotation, scaling and `decomposed_retention` in one kernel, with a backward kernel.
+
+    Args:
+        q: queries as projected, neither rotated nor scaled.
+        k: keys as projected.
+        v: values, of q's type: float32 or bfloat16. Logits, softmax and sums are float32.
+        num_heads: heads, whose channels are neighbours.
+        log_rates: log(gamma) of each head, see `log_decay_rates`.
+        interpret: run without a TPU, slowly, for tests.
+
+    Returns:
+        A map of v's shape and type.
+
+    Raises:
+        ValueError: shapes or types differ, or the channels do not divide into heads of an even number of them.
+    """
+    return _retention(_plan(q, k, v, num_heads, log_rates, full=False), interpret, q, k, v)
+
+
+def fused_full_retention(
+    q: Map,
+    k: Map,
+    v: Map,
+    *,
+    num_heads: int,
+    log_rates: Float[np.ndarray, " heads"],
+    interpret: bool = False,
+) -> Map:
+    """The same for `full_retention`: over all tokens, with the Manhattan distance."""
+    return _retention(_plan(q, k, v, num_heads, log_rates, full=True), interpret, q, k, v)
+
+
+def _plan(q: Array, k: Array, v: Array, num_heads: int, log_rates: Float[np.ndarray, " heads"], *, full: bool) -> Plan:
+    if not (q.shape == k.shape == v.shape and q.dtype == k.dtype == v.dtype):
+        raise ValueError(f"q, k and v differ: {[(x.shape, str(x.dtype)) for x in (q, k, v)]}.")
+    if q.dtype not in (jnp.float32, jnp.bfloat16):
+        raise ValueError(f"Expected float32 or bfloat16, got {q.dtype}.")
+    channels = q.shape[-1]
+    if len(log_rates) != num_heads or channels % (2 * num_heads):
+        raise ValueError(
+            f"{channels} channels and {len(log_rates)} rates of decay for {num_heads} heads: expected one rate a head, "
+            f"and heads of an even number of channels."
+        )
+    _, height, width, _ = q.shape
+    return Plan(height, width, channels, tuple(float(rate) for rate in log_rates), jnp.dtype(q.dtype), full)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _retention(plan: Plan, interpret: bool, q: Map, k: Map, v: Map) -> Map:
+    return _call(plan, interpret, q, k, v)[0]
+
+
+def _forward(plan: Plan, interpret: bool, q: Map, k: Map, v: Map) -> tuple[Map, tuple[Map, Map, Map]]:
+    return _retention(plan, interpret, q, k, v), (q, k, v)
+
+
+def _backward(plan: Plan, interpret: bool, saved: tuple[Map, Map, Map], dout: Map) -> tuple[Map, Map, Map]:
+    dq, dk, dv = _call(plan, interpret, *saved, dout)
+    return dq, dk, dv
+
+
+_retention.defvjp(_forward, _backward)
+
+
+def _call(plan: Plan, interpret: bool, *maps: Map) -> tuple[Map, ...]:
+    """The forward kernel of q, k and v, the backward one of q, k, v and the gradient of the result."""
+    backward = len(maps) == 4
+    results = 3 if backward else 1
+    step = _step(plan, backward, len(maps[0]))
+    needed = _needed_memory(plan, backward, step)
+    tables = _tables(plan)
+    kernels = (forward_full, backward_full) if plan.full else (forward_axes, backward_axes)
+
+    def kernel(*refs: Any) -> None:
+        refs, operands = refs[len(tables) :], Tables(*refs[: len(tables)])
+        decays = len(plan.decay_shapes)
+        kernels[backward](
+            plan,
+            step.logits,
+            operands,
+            refs[: len(maps)],
+            refs[len(maps) : len(maps) + results],
+            refs[len(maps) + results : -decays],
+            *refs[-decays:],
+        )
+
+    def whole(table: Array) -> pl.BlockSpec:
+        return pl.BlockSpec(table.shape, lambda _: (0,) * table.ndim, pipeline_mode=pl.Buffered(1))
+
+    block = pl.BlockSpec(
+        (step.pictures, *maps[0].shape[1:]), lambda i: (i, 0, 0, 0), pipeline_mode=pl.Buffered(step.buffers)
+    )
+    return pl.pallas_call(
+        kernel,
+        grid=(len(maps[0]) // step.pictures,),
+        in_specs=[*map(whole, tables), *[block] * len(maps)],
+        out_specs=[block] * results,
+        out_shape=[jax.ShapeDtypeStruct(maps[0].shape, maps[0].dtype)] * results,
+        scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in plan.map_shapes(backward) + plan.decay_shapes],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel",),
+            vmem_limit_bytes=min(needed + needed // 4 + MIB, _chip_memory()),
+        ),
+        interpret=interpret,
+        name=f"retention_{'full' if plan.full else 'axes'}_{'backward' if backward else 'forward'}",
+    )(*tables, *maps)
+
+
+def _tables(plan: Plan) -> Tables:
+    """For the rotation."""
+    phase = rotary_phase(plan.height, plan.width, plan.head_dim)
+    lanes = plan.table_tiles * LANES
+    padding = (0, 0), (0, plan.padded_width - plan.width), (0, 0)
+
+    def table(of_pairs: Array) -> Array:
+        of_channels = jnp.tile(jnp.repeat(of_pairs, 2, axis=2), -(-lanes // plan.head_dim))[..., :lanes]
+        return jnp.moveaxis(jnp.pad(of_channels, padding).reshape(-1, plan.table_tiles, LANES), 1, 0)
+
+    channel = np.arange(LANES)
+    partner = np.zeros((LANES, LANES), plan.dtype)
+    partner[channel ^ 1, channel] = np.where(channel % 2, 1, -1)
+    return Tables(table(jnp.cos(phase)), table(jnp.sin(phase)), jnp.asarray(partner))
+
+
+def fits(
+    height: int,
+    width: int,
+    channels: int,
+    dtype: DTypeLike,
+    *,
+    num_heads: int,
+    full: bool = False,
+    backward: bool = True,
+) -> bool:
+    """Whether a whole map and what the kernels make of it fit into the chip's vector memory.
+
+    Maps that do not, such as a detector's of 200x336, are for `ops.retention`.
+
+    Args:
+        height: of the map.
+        width: of the map.
+        channels: of the map.
+        dtype: of q, k and v.
+        num_heads: of the channels.
+        full: for `fused_full_retention`.
+        backward: for gradients too.
+    """
+    plan = Plan(height, width, channels, (0.0,) * num_heads, jnp.dtype(dtype), full)
+    return _needed_memory(plan, backward, _TIGHT) <= _chip_memory()
+
+
+def _chip_memory() -> int:
+    """Bytes of vector memory of a core of the chip that is compiled for: 16 MiB on v4, 64 or 128 on later ones."""
+    try:
+        return pltpu.get_tpu_info().vmem_capacity_bytes
+    except ValueError:  # no TPU
+        return _LATER_CHIPS
+
+
+class _Step(NamedTuple):
+    """What is in the chip's vector memory at a time.
+
+    Attributes:
+        pictures: of a step.
+        buffers: blocks of each operand and result; with two, one moves while the other is worked on.
+        logits: of the rows or columns that are worked on at once.
+    """
+
+    pictures: int
+    buffers: int
+    logits: int
+
+
+_ROOMY, _TIGHT = _Step(pictures=8, buffers=2, logits=2**17), _Step(pictures=1, buffers=1, logits=2**15)
+
+
+def _step(plan: Plan, backward: bool, batch: int) -> _Step:
+    """The best that fits: pictures until a step takes longer than its start."""
+    most = min(_ROOMY.pictures, -(-_STEP_BYTES // _block_bytes(plan)))
+    logits = _ROOMY.logits if plan.dtype == jnp.bfloat16 else _TIGHT.logits
+    steps = [
+        _ROOMY._replace(pictures=pictures, logits=logits) for pictures in range(most, 0, -1) if batch % pictures == 0
+    ]
+    for step in [*steps, _TIGHT]:
+        if _needed_memory(plan, backward, step) <= _chip_memory():
+            return step
+    raise ValueError(
+        f"A map of {plan.height}x{plan.width}x{plan.channels} does not fit into the chip's vector memory; ask `fits` "
+        f"first and use `ops.retention` for it."
+    )
+
+
+def _block_bytes(plan: Plan) -> int:
+    """Of one map of an operand in the chip's memory, which holds tiles of 8 rows and 128 channels."""
+    return plan.height * plan.padded_width * plan.tiles * LANES * plan.dtype.itemsize
+
+
+def _needed_memory(plan: Plan, backward: bool, step: _Step) -> int:
+    """Bytes of vector memory of a kernel: blocks, tables, scratch and what registers cannot hold."""
+    blocks = step.buffers * (7 if backward else 4) * step.pictures * _block_bytes(plan)
+    tables = 2 * 4 * plan.table_tiles * plan.tokens * LANES
+    decays = [_padded_size(shape) for shape in plan.decay_shapes]
+    scratch = 4 * (sum(_padded_size(shape) for shape in plan.map_shapes(backward)) + sum(decays))
+    # By what the compiler says it uses: three arrays of the logits, and more where it takes float32 operands apart.
+    apart = plan.dtype == jnp.float32
+    values = 3 * 4 * max(step.logits, *decays) * (1 + apart) + MIB * (4 if apart else 0.25)
+    return blocks + tables + scratch + int(values)
+
+
+def _padded_size(shape: tuple[int, ...]) -> int:
+    return math.prod(shape[:-1]) * round_up(shape[-1], LANES)
