@@ -1,143 +1,21 @@
 """The Pallas kernels of `pallas_retention`: one grid step holds a few pictures whole in the chip's memory.
 
-A map goes from [height width channels] to float32 scratch memory of [tiles, rows, 128]: a tile for every 128 channels,
-in it the tokens row by row, each row of the map padded to 8 sublanes. Rows of the map are then slices of it, columns
-are slices with a stride, which only 32-bit arrays of exactly 128 lanes have.
-
 Axes: pictures of a step, height, width, channels, tiles.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.experimental import pallas as pl
 
-from rmt_jax.ops.pallas_heads import (
-    LANES,
-    SUBLANES,
-    Attention,
-    HeadStack,
-    attend,
-    attend_backward,
-    decay_logits,
-    product,
-    round_up,
-)
-
-Ref = Any  # of a block of an operand, or of scratch memory
-Tiles = list[Array]  # [rows 128] each, float32
+from rmt_jax.ops import pallas_tiles as tiles
+from rmt_jax.ops.pallas_heads import LANES, Attention, attend, attend_backward, decay_logits, round_up
+from rmt_jax.ops.pallas_plan import Plan, Ref, Tables, Tiles
 
 _AT_ONCE = 14  # rows or columns that one iteration works on at most: while one waits for a unit, others use the rest
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """Heads that are computed at once: those of one tile, or all where heads straddle tiles."""
-
-    tiles: slice
-    log_rates: tuple[float, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What a kernel is compiled for.
-
-    Attributes:
-        height: of a map.
-        width: of a map.
-        channels: of a map.
-        log_rates: log(gamma) of each head.
-        dtype: of q, k and v, and of the operands of products.
-        full: over all tokens rather than along one axis after the other.
-    """
-
-    height: int
-    width: int
-    channels: int
-    log_rates: tuple[float, ...]
-    dtype: jnp.dtype
-    full: bool
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of a head."""
-        return self.channels // len(self.log_rates)
-
-    @property
-    def padded_height(self) -> int:
-        """Of a column in scratch memory."""
-        return round_up(self.height, SUBLANES)
-
-    @property
-    def padded_width(self) -> int:
-        """Of a row in scratch memory."""
-        return round_up(self.width, SUBLANES)
-
-    @property
-    def tiles(self) -> int:
-        """Of 128 channels."""
-        return -(-self.channels // LANES)
-
-    @property
-    def groups(self) -> tuple[Group, ...]:
-        """All heads."""
-        if LANES % self.head_dim:
-            return (Group(slice(0, self.tiles), self.log_rates),)
-        heads = LANES // self.head_dim
-        return tuple(
-            Group(slice(tile, tile + 1), self.log_rates[tile * heads : (tile + 1) * heads])
-            for tile in range(self.tiles)
-        )
-
-    @property
-    def table_tiles(self) -> int:
-        """Tiles of the rotation's tables: one where all tiles hold the same angles."""
-        return self.tiles if LANES % self.head_dim else 1
-
-    @property
-    def tokens(self) -> int:
-        """Of a map in scratch memory."""
-        return self.padded_height * self.padded_width
-
-    def stack(self, group: Group, length: int) -> HeadStack:
-        """How a group's heads are stacked."""
-        return HeadStack(len(group.log_rates), self.head_dim, length)
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Of what is attended to, padded: of all tokens, or of a row and of a column."""
-        return (self.height * self.padded_width,) if self.full else (self.padded_width, self.padded_height)
-
-    @property
-    def decay_shapes(self) -> list[tuple[int, int, int]]:
-        """[groups rows columns] for each of the lengths, of which a group may use less."""
-        stacks = [[self.stack(group, length) for group in self.groups] for length in self.lengths]
-        return [(len(same), max(x.rows for x in same), max(x.columns for x in same)) for same in stacks]
-
-    def map_shapes(self, backward: bool) -> list[tuple[int, int, int]]:
-        """Of the maps in scratch memory."""
-        maps = 0 if self.full else 4 if backward else 3
-        return [(self.tiles, self.tokens, LANES)] * maps
-
-
-class Tables(NamedTuple):
-    """What rotation needs, the same for all pictures.
-
-    Attributes:
-        cos: [tiles tokens 128] of every channel's phase, see `Plan.table_tiles`.
-        sin: the same.
-        partner: [128 128], brings to every channel the other one of its pair, with the sign that it is added with.
-            A product with it is exact and leaves the units that move lanes free.
-    """
-
-    cos: Ref
-    sin: Ref
-    partner: Ref
 
 
 def forward_axes(
@@ -176,13 +54,13 @@ def forward_axes(
         _along_rows(plan, tables, operands, scratch, i, rows, width_decay)
 
     def along_columns(columns: list[Array]) -> None:
-        of_columns = [[_column(plan, x, w) for x in (q, k, y)] for w in columns]
+        of_columns = [[tiles.column(plan, x, w) for x in (q, k, y)] for w in columns]
         for w, result in zip(columns, _attend(plan, of_columns, height_decay), strict=True):
-            _set_column(plan, y, w, result)
+            tiles.set_column(plan, y, w, result)
 
     def store_rows(i: Array, rows: list[Array]) -> None:
         for h in rows:
-            _store(plan, out_ref, i, h, _row(plan, y, h))
+            tiles.store(plan, out_ref, i, h, tiles.row(plan, y, h))
 
     _for_each(operands[0].shape[0], 1, lambda pictures: picture(*pictures))
 
@@ -222,31 +100,31 @@ def backward_axes(
     def rows_forward(i: Array, rows: list[Array]) -> None:
         _along_rows(plan, tables, operands[:3], scratch[:3], i, rows, width_decay)
         for h in rows:
-            _set_row(plan, dout, h, _load(plan, dout_ref, i, h))
+            tiles.set_row(plan, dout, h, tiles.load(plan, dout_ref, i, h))
 
     def columns_backward(columns: list[Array]) -> None:
-        of_columns = [[_column(plan, x, w) for x in (q, k, y)] for w in columns]
-        gradients = _attend_backward(plan, of_columns, [_column(plan, dout, w) for w in columns], height_decay)
+        of_columns = [[tiles.column(plan, x, w) for x in (q, k, y)] for w in columns]
+        gradients = _attend_backward(plan, of_columns, [tiles.column(plan, dout, w) for w in columns], height_decay)
         for w, gradient in zip(columns, gradients, strict=True):
             for x, column in zip((q, k, y), gradient, strict=True):
-                _set_column(plan, x, w, column)
+                tiles.set_column(plan, x, w, column)
 
     def rows_backward(i: Array, rows: list[Array]) -> None:
-        rotations = [_rotation(plan, tables, h) for h in rows]
+        rotations = [tiles.rotation(plan, tables, h) for h in rows]
         of_rows = [
             (
-                _turn(plan, _load(plan, q_ref, i, h), rotation),
-                _scale(plan, _turn(plan, _load(plan, k_ref, i, h), rotation)),
-                _load(plan, v_ref, i, h),
+                tiles.turn(plan, tiles.load(plan, q_ref, i, h), rotation),
+                tiles.scale(plan, tiles.turn(plan, tiles.load(plan, k_ref, i, h), rotation)),
+                tiles.load(plan, v_ref, i, h),
             )
             for h, rotation in zip(rows, rotations, strict=True)
         ]
-        gradients = _attend_backward(plan, of_rows, [_row(plan, y, h) for h in rows], width_decay)
+        gradients = _attend_backward(plan, of_rows, [tiles.row(plan, y, h) for h in rows], width_decay)
         for h, rotation, (dq, dk, dv) in zip(rows, rotations, gradients, strict=True):
-            dq, dk = _add(dq, _row(plan, q, h)), _add(dk, _row(plan, k, h))
-            _store(plan, dq_ref, i, h, _turn(plan, dq, rotation, back=True))
-            _store(plan, dk_ref, i, h, _scale(plan, _turn(plan, dk, rotation, back=True)))
-            _store(plan, dv_ref, i, h, dv)
+            dq, dk = tiles.add(dq, tiles.row(plan, q, h)), tiles.add(dk, tiles.row(plan, k, h))
+            tiles.store(plan, dq_ref, i, h, tiles.turn(plan, dq, rotation, back=True))
+            tiles.store(plan, dk_ref, i, h, tiles.scale(plan, tiles.turn(plan, dk, rotation, back=True)))
+            tiles.store(plan, dv_ref, i, h, dv)
 
     _for_each(q_ref.shape[0], 1, lambda pictures: picture(*pictures))
 
@@ -263,12 +141,12 @@ def forward_full(
     """Over all tokens; the arguments as above, but that maps need no scratch memory."""
     del logits, scratch
     _write_decay(plan, decay, plan.lengths[0], plan.width)
-    rotation = _rotation(plan, tables)
+    rotation = tiles.rotation(plan, tables)
 
     def picture(i: Array) -> None:
-        q, k, v = (_map(plan, ref, i) for ref in operands)
-        q, k = _turn(plan, q, rotation), _scale(plan, _turn(plan, k, rotation))
-        _store_map(plan, results[0], i, *_attend(plan, [(q, k, v)], decay))
+        q, k, v = (tiles.map(plan, ref, i) for ref in operands)
+        q, k = tiles.turn(plan, q, rotation), tiles.scale(plan, tiles.turn(plan, k, rotation))
+        tiles.store_map(plan, results[0], i, *_attend(plan, [(q, k, v)], decay))
 
     _for_each(operands[0].shape[0], 1, lambda pictures: picture(*pictures))
 
@@ -285,15 +163,15 @@ def backward_full(
     """Over all tokens; the arguments as above, but that maps need no scratch memory."""
     del logits, scratch
     _write_decay(plan, decay, plan.lengths[0], plan.width)
-    rotation = _rotation(plan, tables)
+    rotation = tiles.rotation(plan, tables)
 
     def picture(i: Array) -> None:
-        q, k, v, dout = (_map(plan, ref, i) for ref in operands)
-        q, k = _turn(plan, q, rotation), _scale(plan, _turn(plan, k, rotation))
+        q, k, v, dout = (tiles.map(plan, ref, i) for ref in operands)
+        q, k = tiles.turn(plan, q, rotation), tiles.scale(plan, tiles.turn(plan, k, rotation))
         ((dq, dk, dv),) = _attend_backward(plan, [(q, k, v)], [dout], decay)
-        dq, dk = _turn(plan, dq, rotation, back=True), _scale(plan, _turn(plan, dk, rotation, back=True))
+        dq, dk = tiles.turn(plan, dq, rotation, back=True), tiles.scale(plan, tiles.turn(plan, dk, rotation, back=True))
         for ref, gradient in zip(results, (dq, dk, dv), strict=True):
-            _store_map(plan, ref, i, gradient)
+            tiles.store_map(plan, ref, i, gradient)
 
     _for_each(operands[0].shape[0], 1, lambda pictures: picture(*pictures))
 
@@ -310,12 +188,12 @@ def _along_rows(
     """Rotates q and k of some rows of picture i into scratch memory, and the first axis' result of them into y."""
     of_rows = []
     for h in rows:
-        q, k, v = (_load(plan, ref, i, h) for ref in operands)
-        rotation = _rotation(plan, tables, h)
-        of_rows.append((_turn(plan, q, rotation), _scale(plan, _turn(plan, k, rotation)), v))
+        q, k, v = (tiles.load(plan, ref, i, h) for ref in operands)
+        rotation = tiles.rotation(plan, tables, h)
+        of_rows.append((tiles.turn(plan, q, rotation), tiles.scale(plan, tiles.turn(plan, k, rotation)), v))
     for h, (q, k, _), result in zip(rows, of_rows, _attend(plan, of_rows, decay), strict=True):
         for ref, row in zip(scratch, (q, k, result), strict=True):
-            _set_row(plan, ref, h, row)
+            tiles.set_row(plan, ref, h, row)
 
 
 def _for_each(count: int, at_once: int, work: Callable[[list[Array]], Any]) -> None:
@@ -352,16 +230,16 @@ def _clear(plan: Plan, scratch: Sequence[Ref]) -> None:
 def _attend(plan: Plan, operands: Sequence[Sequence[Tiles]], decay: Ref) -> list[Tiles]:
     """`attend` of q, k and v of some rows, columns or maps."""
     results = attend(_attentions(plan, operands, decay), plan.dtype)
-    return [_join(groups) for groups in _by_operand(results, plan)]
+    return [tiles.join(groups) for groups in _by_operand(results, plan)]
 
 
 def _attend_backward(
     plan: Plan, operands: Sequence[Sequence[Tiles]], gradients: Sequence[Tiles], decay: Ref
 ) -> list[list[Tiles]]:
     """Gradients of q, k and v of each."""
-    parts = [_part(dy, group) for dy in gradients for group in plan.groups]
+    parts = [tiles.part(dy, group) for dy in gradients for group in plan.groups]
     results = attend_backward(_attentions(plan, operands, decay), parts, plan.dtype)
-    return [[_join(groups) for groups in zip(*qkv, strict=True)] for qkv in _by_operand(results, plan)]
+    return [[tiles.join(groups) for groups in zip(*qkv, strict=True)] for qkv in _by_operand(results, plan)]
 
 
 def _attentions(plan: Plan, operands: Sequence[Sequence[Tiles]], decay: Ref) -> list[Attention]:
@@ -371,7 +249,7 @@ def _attentions(plan: Plan, operands: Sequence[Sequence[Tiles]], decay: Ref) -> 
         for i, group in enumerate(plan.groups):
             stack = plan.stack(group, qkv[0][0].shape[0])
             logits = decay[i, : stack.rows, : stack.columns]
-            q, k, v = (_part(x, group) for x in qkv)
+            q, k, v = (tiles.part(x, group) for x in qkv)
             attentions.append(Attention(stack, q, k, v, logits))
     return attentions
 
@@ -379,88 +257,3 @@ def _attentions(plan: Plan, operands: Sequence[Sequence[Tiles]], decay: Ref) -> 
 def _by_operand(results: list[Any], plan: Plan) -> list[list[Any]]:
     groups = len(plan.groups)
     return [results[i : i + groups] for i in range(0, len(results), groups)]
-
-
-def _part(tiles: Tiles, group: Group) -> Array:
-    return jnp.concatenate(tiles[group.tiles], axis=1)
-
-
-def _join(groups: Sequence[Array]) -> Tiles:
-    return [tile for x in groups for tile in _split(x)]
-
-
-def _split(x: Array) -> Tiles:
-    return [x[:, start : start + LANES] for start in range(0, x.shape[1], LANES)]
-
-
-def _turn(plan: Plan, x: Tiles, rotation: tuple[Tiles, Tiles, Array], *, back: bool = False) -> Tiles:
-    """Rotation of each pair of channels by their phase, or by its opposite."""
-    cos, sin, partner = rotation
-    turned = []
-    for i, tile in enumerate(x):
-        along, across = tile * cos[i % len(cos)], product(tile.astype(plan.dtype), partner, (1, 0)) * sin[i % len(sin)]
-        turned.append(along - across if back else along + across)
-    return turned
-
-
-def _scale(plan: Plan, x: Tiles) -> Tiles:
-    return [tile * plan.head_dim**-0.5 for tile in x]
-
-
-def _add(x: Tiles, y: Tiles) -> Tiles:
-    return [a + b for a, b in zip(x, y, strict=True)]
-
-
-def _load(plan: Plan, ref: Ref, i: Array, h: Array | int) -> Tiles:
-    """Row h of picture i of a block, padded."""
-    padding = (0, plan.padded_width - plan.width), (0, plan.tiles * LANES - plan.channels)
-    return _split(jnp.pad(ref[i, h].astype(jnp.float32), padding))
-
-
-def _store(plan: Plan, ref: Ref, i: Array, h: Array | int, row: Tiles) -> None:
-    """Row h of picture i of a block."""
-    ref[i, h] = jnp.concatenate(row, axis=1)[: plan.width, : plan.channels].astype(ref.dtype)
-
-
-def _map(plan: Plan, ref: Ref, i: Array) -> Tiles:
-    """All rows of picture i of a block."""
-    rows = [_load(plan, ref, i, h) for h in range(plan.height)]
-    return [jnp.concatenate(tiles, axis=0) for tiles in zip(*rows, strict=True)]
-
-
-def _store_map(plan: Plan, ref: Ref, i: Array, x: Tiles) -> None:
-    """All rows of picture i of a block."""
-    for h in range(plan.height):
-        _store(plan, ref, i, h, [tile[h * plan.padded_width : (h + 1) * plan.padded_width] for tile in x])
-
-
-def _rotation(plan: Plan, tables: Tables, h: Array | None = None) -> tuple[Tiles, Tiles, Array]:
-    """Cosines and sines for the tokens of row h, or for all, and the partners."""
-    rows = slice(None) if h is None else _row_of(plan, h)
-    cos, sin = ([table[i, rows] for i in range(plan.table_tiles)] for table in (tables.cos, tables.sin))
-    return cos, sin, tables.partner[...]
-
-
-def _row(plan: Plan, scratch: Ref, h: Array) -> Tiles:
-    return [scratch[i, _row_of(plan, h)] for i in range(plan.tiles)]
-
-
-def _row_of(plan: Plan, h: Array) -> Any:
-    return pl.ds(pl.multiple_of(h * plan.padded_width, SUBLANES), plan.padded_width)
-
-
-def _set_row(plan: Plan, scratch: Ref, h: Array, row: Tiles) -> None:
-    """But for its padding, which stays zero."""
-    start = pl.multiple_of(h * plan.padded_width, SUBLANES)
-    for i, tile in enumerate(row):
-        scratch[i, pl.ds(start, plan.width)] = tile[: plan.width]
-
-
-def _column(plan: Plan, scratch: Ref, w: Array) -> Tiles:
-    return [scratch.at[i][pl.ds(w, plan.padded_height, stride=plan.padded_width)] for i in range(plan.tiles)]
-
-
-def _set_column(plan: Plan, scratch: Ref, w: Array, column: Tiles) -> None:
-    """But for its padding, which stays zero."""
-    for i, tile in enumerate(column):
-        scratch.at[i][pl.ds(w, plan.height, stride=plan.padded_width)] = tile[: plan.height]

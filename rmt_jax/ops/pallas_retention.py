@@ -22,7 +22,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from rmt_jax.ops.pallas_heads import LANES, round_up
-from rmt_jax.ops.pallas_kernels import Plan, Tables, backward_axes, backward_full, forward_axes, forward_full
+from rmt_jax.ops.pallas_kernels import backward_axes, backward_full, forward_axes, forward_full
+from rmt_jax.ops.pallas_plan import Plan, Tables
 from rmt_jax.ops.retention import rotary_phase
 
 Map = Float[Array, "batch height width channels"]
