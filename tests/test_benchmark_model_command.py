@@ -8,8 +8,14 @@ import pytest
 
 from rmt_jax.cli import main
 from rmt_jax.training.timing import Timing, ratio, time_in_turn
+from tests.training import conftest as training
 
 SMALL = ["rmt_nano", "--batch-size=2", "--image-size=32"]
+TINY = [
+    "--config=configs/digits.py",
+    "--batch-size=8",  # one for each of the devices
+    *(f"--config.model.architecture.{key}={value}" for key, value in training.TINY.items()),
+]
 
 
 def test_functions_are_called_in_turn_and_equally_long() -> None:
@@ -31,9 +37,7 @@ def test_beside_the_same_model_in_pytorch(
 ) -> None:
     monkeypatch.setattr("torch.compile", lambda model: _refuse)  # it takes a minute to find out
     file = tmp_path / "speed.json"
-    words = ["--vs=torch", "--rounds=2", f"--json={file}"]
-    recipe = ["--config=configs/digits.py", "--batch-size=8", "--image-size=32"]  # one for each of the devices
-    assert main(["benchmark", measure, *recipe, *words]) == 0
+    assert main(["benchmark", measure, *TINY, "--vs=torch", "--rounds=2", f"--json={file}"]) == 0
     said = capsys.readouterr().out
     assert "torch compiled does not work: RuntimeError: not here" in said
     assert "times as fast as torch" in said
@@ -52,8 +56,7 @@ def _refuse(*_: object) -> None:
 
 @pytest.mark.slow
 def test_the_start(capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = ["--config=configs/digits.py", "--batch-size=8"]
-    assert main(["benchmark", "compile", *recipe]) == 0
+    assert main(["benchmark", "compile", *TINY]) == 0
     said = capsys.readouterr().out
     assert "compile it" in said
     assert "Each further step keeps the host for" in said

@@ -79,7 +79,7 @@ class Processes:
             for index, process in enumerate(self.processes)
         ]
 
-    def wait_for(self, condition: Callable[[], bool], timeout: float = 120) -> None:
+    def wait_for(self, condition: Callable[[], bool], timeout: float = 300) -> None:
         """Until it holds; fails when the processes end before that."""
         deadline = time.monotonic() + timeout
         while not condition():

@@ -102,7 +102,6 @@ def one_device() -> tuple[State, list[float]]:
         pytest.param(MeshConfig(8, 1), 1, id="8x1"),
         pytest.param(MeshConfig(2, 4, min_split=64), 1, id="2x4"),
         pytest.param(MeshConfig(4, 2, min_split=64), 2, id="4x2 in two parts", marks=pytest.mark.slow),
-        pytest.param(MeshConfig(1, 8, min_split=64), 1, id="1x8", marks=pytest.mark.slow),
     ],
 )
 def test_same_numbers_on_every_mesh(mesh: MeshConfig, parts: int) -> None:
