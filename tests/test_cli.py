@@ -1,5 +1,9 @@
 """The command `rmt`."""
 
+import gc
+import signal
+import time
+
 import pytest
 
 from rmt_jax import __version__
@@ -30,6 +34,24 @@ def test_words_that_are_not_understood(words: list[str], capsys: pytest.CaptureF
 def test_values_that_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--image-size", "16"]) == 2
     assert capsys.readouterr().err == "error: --image-size 16: the models take 32 pixels or more.\n"
+
+
+def test_sigterm_in_a_callback_that_loses_exceptions(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped_while_collecting_garbage(phase: str, _: object) -> None:
+        if phase == "start":
+            signal.raise_signal(signal.SIGTERM)
+
+    def work(_: object) -> None:
+        gc.callbacks.append(stopped_while_collecting_garbage)
+        gc.collect()
+        gc.callbacks.remove(stopped_while_collecting_garbage)
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    monkeypatch.setattr("rmt_jax.cli.models.print_models", work)
+    with pytest.raises(SystemExit, match="143"):
+        main(["models"])
 
 
 def test_ctrl_c(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,13 @@ exit "${code%+}"
 """
 
 
+# Tests may run in the background or under nohup, with signals that are ignored.
+AS_IN_A_TERMINAL = (
+    "import os, signal, sys; [signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)]; "
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
 def call(command: list[str], folder: pathlib.Path, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, cwd=folder, env=os.environ | variables, capture_output=True, text=True, timeout=60, check=False
@@ -39,14 +46,8 @@ def executable(path: pathlib.Path, body: str) -> None:
 
 def restart(folder: pathlib.Path, *command: str) -> subprocess.Popen[bytes]:
     """restart.sh around a command that is running: it has made the file `ready`."""
-
-    def as_in_a_terminal() -> None:  # tests may run in the background or under nohup
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-    process = subprocess.Popen(
-        [str(RESTART), ".", *command], cwd=folder, start_new_session=True, preexec_fn=as_in_a_terminal
-    )
+    words = [sys.executable, "-c", AS_IN_A_TERMINAL, str(RESTART), ".", *command]
+    process = subprocess.Popen(words, cwd=folder, start_new_session=True)
     deadline = time.monotonic() + 30
     while not (folder / "ready").exists() and time.monotonic() < deadline:
         time.sleep(0.01)

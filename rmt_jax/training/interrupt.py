@@ -21,7 +21,7 @@ class StopRequest:
     """While active, Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP only asks to stop; the same one again acts as it does otherwise.
 
     A machine that goes may send several kinds, and one of them twice, from the system and from a script around the run:
-    only Ctrl-C insists at once, the others some seconds later. What is ignored already, as by `nohup`, stays ignored.
+    only Ctrl-C insists at once, the others some seconds later. A SIGHUP that is ignored, as by `nohup`, stays ignored.
 
     What is asked here goes to the devices with every batch, and comes back from there as the one decision of all
     processes: so all of them stop after the same step, and what they save is whole.
@@ -38,7 +38,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         for number in SIGNALS:
-            if signal.getsignal(number) != signal.SIG_IGN:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._handle)  # type: ignore[assignment]
         return self
 

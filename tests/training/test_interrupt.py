@@ -1,10 +1,21 @@
 """Signals: the first asks, the second insists."""
 
 import signal
+from collections.abc import Iterator
 
 import pytest
 
 from rmt_jax.training.interrupt import StopRequest
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_terminal() -> Iterator[None]:
+    """Where the tests run in the background some signals are ignored."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
