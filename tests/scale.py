@@ -156,7 +156,7 @@ def print_weak(folder: pathlib.Path, words: list[str], environment: dict[str, st
         for processes in sorted({1, min(devices, 4)}):
             layout = Layout(f"{processes} processes of {devices // processes}", processes, devices // processes, 1)
             size = [f"--config.batch_size={each * devices}", "--config.mix.group=16", "--config.eval_every_epochs=1000"]
-            epochs = max(2, 3 * devices)
+            epochs = max(2, math.ceil(40 * each * devices / 1437))  # 40 steps
             workdir = train(layout, folder, [*words, *size, f"--config.epochs={epochs}"], environment)
             rows = read_metrics(workdir / "metrics.jsonl")
             speeds = [row["train/images_per_second"] for row in rows if "train/images_per_second" in row]
