@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import itertools
 import logging
 import signal
 import sys
@@ -24,10 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", required=True)
     for command in (models, convert, data, labels, compile, benchmark, plot, doctor):
         command.add_parser(commands)
-    options, rest = parser.parse_known_args(arguments)
-    if rest and "config_words" not in options:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    options.config_words = rest  # --config.KEY=VALUE, which is checked where it is used
+    words, config_words = _split(sys.argv[1:] if arguments is None else arguments)
+    options, rest = parser.parse_known_args(words)
+    if (config_words or rest) and "config_words" not in options:
+        parser.error(f"unrecognized arguments: {' '.join([*config_words, *rest])}")
+    options.config_words = [*config_words, *rest]  # which are checked where they are used
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports what it does
     with _sigterm_raises():
         try:
@@ -38,6 +40,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 128 + signal.SIGINT
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(other words, --config.KEY=VALUE or --config.KEY VALUE): argparse would take values with spaces for its own."""
+    others, config_words, rest = [], [], iter(words)
+    for word in rest:
+        if word.startswith("--config."):
+            config_words += [word] if "=" in word else [word, *itertools.islice(rest, 1)]
+        else:
+            others.append(word)
+    return others, config_words
 
 
 @contextlib.contextmanager
