@@ -20,7 +20,6 @@ from rmt_jax.cli.output import check_output, describe_environment, format_size
 if TYPE_CHECKING:  # the other commands do not need the training
     from flax import nnx
 
-    from rmt_jax.training.block_cost import Cost
     from rmt_jax.training.config import Config
     from rmt_jax.training.timing import Timing
 
@@ -180,7 +179,8 @@ def _torch_forms(config: "Config", model: "nnx.Module", *, train: bool) -> tuple
 
     from rmt_jax.convert.names import to_torch
     from rmt_jax.convert.torch_speed import TorchModel
-    from rmt_jax.training.speed import NUM_CLASSES, logits, normalised_pictures, weights_of
+    from rmt_jax.training.ahead import NUM_CLASSES
+    from rmt_jax.training.speed import logits, normalised_pictures, weights_of
 
     images = normalised_pictures(config)
     theirs = TorchModel(
@@ -290,11 +290,7 @@ def _compile_for(config: "Config", topology: str) -> dict[str, Any]:
         )
     Console().print(table)
     _say(f"Compiler's figures of unrolled programs for {topology}; nothing was run.")
-    return {"topology": topology, "costs": [_cost_json(cost) for cost in costs]}
-
-
-def _cost_json(cost: "Cost") -> dict[str, Any]:
-    return dataclasses.asdict(cost)
+    return {"topology": topology, "costs": [dataclasses.asdict(cost) for cost in costs]}
 
 
 def _say(line: str) -> None:

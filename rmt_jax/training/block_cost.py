@@ -15,12 +15,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from rmt_jax.models import Backbone, abstract_model
+from rmt_jax.training.ahead import NUM_CLASSES
 from rmt_jax.training.config import Config
 from rmt_jax.training.cost import count_flops
 from rmt_jax.training.program import training_task
 from rmt_jax.training.sharding import MeshConfig, batch_sharding, make_mesh, replicated
-
-NUM_CLASSES = 1000
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,11 +4,10 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-import jax
-
 from rmt_jax.data import TooManyUnreadableError
 from rmt_jax.training.agreement import check_agreement
 from rmt_jax.training.checkpoint import SaveError
+from rmt_jax.training.chips import find_devices
 from rmt_jax.training.command_line import load_config
 from rmt_jax.training.config import parse
 from rmt_jax.training.disk import DISK_ERRORS, describe_stop, reason_of
@@ -78,9 +77,9 @@ def _run(hosts: Hosts, config: str, words: Sequence[str], folder: pathlib.Path, 
 
 def _start_devices() -> None:
     try:
-        jax.devices()
-    except RuntimeError as error:  # not there, or still used: the run before may just be ending
-        raise TryAgainError(f"jax cannot start the devices of this host: {str(error).strip()}") from error
+        find_devices()
+    except ValueError as error:  # not there, or still used: the run before may just be ending
+        raise TryAgainError(str(error)) from error
 
 
 def _end(hosts: Hosts, message: str, code: int) -> int:

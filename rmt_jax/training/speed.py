@@ -9,11 +9,10 @@ import jax
 import numpy as np
 from flax import nnx
 
+from rmt_jax.training.ahead import NUM_CLASSES
 from rmt_jax.training.config import Config
 from rmt_jax.training.program import train_program, training_task
 from rmt_jax.training.sharding import batch_sharding, make_mesh, replicated
-
-NUM_CLASSES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
