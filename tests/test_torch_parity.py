@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
 from hypothesis import Phase, example, given, seed, settings
 
 from rmt_jax.models import Classifier, RMTConfig, layers, rmt
+from rmt_jax.ops import manhattan
 from tests.ladder import training
 from tests.ladder.case import OPTIMIZER, Case, Row
 from tests.ladder.rungs import RUNGS
@@ -166,14 +168,14 @@ def swapped_axes(original: Callable[..., jax.Array], q: Any, k: Any, v: Any, wid
     return original(q, k, v, height, width).swapaxes(0, 1)
 
 
-def phases_of_columns(original: Callable[..., jax.Array], height: int, width: int, dim: int) -> jax.Array:
+def phases_of_columns(original: Callable[..., np.ndarray], height: int, width: int, dim: int) -> np.ndarray:
     """As if every row began at 0."""
-    return jnp.broadcast_to(original(1, width, dim), (height, width, dim // 2))
+    return np.broadcast_to(original(1, width, dim), (height, width, dim // 2))
 
 
 def unscaled_keys(original: Callable[..., Any], self: rmt.Retention, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     q, k = original(self, x)
-    return q, k * self.head_dim**0.5
+    return q, k * (k.shape[-1] // len(self.heads.log_rates)) ** 0.5
 
 
 def no_inner_residual(original: Callable[..., Any], self: rmt.FFN, x: jax.Array) -> jax.Array:
@@ -243,17 +245,17 @@ MISTAKES: dict[str, tuple[str, set[str], Callable[[pytest.MonkeyPatch], None]]] 
     "rotary phase by column only": (
         "rotary",
         {"function", "function gradient"},
-        wrap(rmt, "rotary_phase", phases_of_columns),
+        wrap(manhattan, "rotary_phase", phases_of_columns),
     ),
     "height before width": (
         "decomposed",
         {"function", "function gradient"},
-        wrap(rmt, "decomposed_retention", swapped_axes),
+        wrap(manhattan, "decomposed_retention", swapped_axes),
     ),
     "decay left out": (
         "full",
         {"function", "function gradient"},
-        wrap(rmt, "full_retention", lambda original, q, k, v, decay: original(q, k, v, 0 * decay)),
+        wrap(manhattan, "full_retention", lambda original, q, k, v, decay: original(q, k, v, 0 * decay)),
     ),
     "biased running variance": ("batch_norm", {"statistic"}, wrap(layers.BatchNorm, "__call__", biased_variance)),
     "unscaled keys": ("retention", {"part"}, wrap(rmt.Retention, "_queries_and_keys", unscaled_keys)),

@@ -4,7 +4,7 @@ from rmt_jax.models.attention import attention_map, decay_map
 from rmt_jax.models.blocks import Gather, Remat
 from rmt_jax.models.classifier import Classifier
 from rmt_jax.models.factory import abstract_model, build_model, create_model
-from rmt_jax.models.rmt import Backbone, FeatureInfo
+from rmt_jax.models.rmt import Backbone, FeatureInfo, Retention, Stage
 from rmt_jax.models.variants import RUN_TIME_FIELDS, RMTConfig, list_models, variant
 
 __all__ = [
@@ -15,6 +15,8 @@ __all__ = [
     "Gather",
     "RMTConfig",
     "Remat",
+    "Retention",
+    "Stage",
     "abstract_model",
     "attention_map",
     "build_model",

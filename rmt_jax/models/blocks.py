@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from rmt_jax.models.layers import LINEAR
+
 Remat = Literal["none", "dots", "full"]
 
 _POLICIES: dict[str, Any] = {
-    # What linear layers give; attention's products have batch dimensions.
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(LINEAR),
     "full": None,
 }
 

@@ -8,7 +8,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
-from rmt_jax.models.layers import BatchNorm, linear
+from rmt_jax.models.layers import BatchNorm, Linear
 from rmt_jax.models.rmt import Backbone, Images, Map, Output
 from rmt_jax.models.variants import RMTConfig
 from rmt_jax.ops import swap_boxes
@@ -27,9 +27,9 @@ class Classifier(nnx.Module):
         if config.extra_norms:
             raise ValueError("extra_norms belong to the backbone of detectors and segmentors: use task='backbone'.")
         self.backbone = Backbone(config, dtype=dtype, rngs=rngs)
-        self.proj = linear(config.embed_dims[-1], config.proj_dim, dtype=dtype, rngs=rngs)
+        self.proj = Linear(config.embed_dims[-1], config.proj_dim, dtype=dtype, rngs=rngs)
         self.norm = BatchNorm(config.proj_dim, dtype=dtype, rngs=rngs)
-        self.aux_head: nnx.Linear | None
+        self.aux_head: Linear | None
         self.reset_classifier(config.num_classes, rngs=rngs)
         self.deterministic = False  # model.eval() sets it: inference output
 
@@ -42,9 +42,9 @@ class Classifier(nnx.Module):
         """Replace the head, and a starred model's auxiliary head, by fresh ones for `num_classes`."""
         config, dtype = dataclasses.replace(self.backbone.config, num_classes=num_classes), self.backbone.dtype
         self.backbone.config = config
-        self.head = linear(config.proj_dim, num_classes, dtype=dtype, rngs=rngs)
+        self.head = Linear(config.proj_dim, num_classes, dtype=dtype, rngs=rngs)
         aux_features = config.embed_dims[-1] if config.aux_tap == "features" else config.proj_dim
-        self.aux_head = linear(aux_features, num_classes, dtype=dtype, rngs=rngs) if config.aux_head else None
+        self.aux_head = Linear(aux_features, num_classes, dtype=dtype, rngs=rngs) if config.aux_head else None
 
     def freeze_backbone(self) -> None:
         """Put everything but the heads in evaluation mode, for a linear probe: fixed statistics, no drop path."""

@@ -11,17 +11,36 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from rmt_jax.ops import depthwise_conv2d
+from rmt_jax.ops import depthwise_conv2d, linear
 
 Map = Float[Array, "batch height width channels"]
 
+LINEAR = "linear"  # what `jax.checkpoint` policies call the outputs of linear layers
 
-def linear(in_features: int, out_features: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
+
+class Linear(nnx.Module):
     """Linear layer with upstream's initialisation."""
-    return nnx.Linear(in_features, out_features, kernel_init=nnx.initializers.normal(0.02), dtype=dtype, rngs=rngs)
+
+    def __init__(self, in_features: int, out_features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(0.02)
+        self.kernel = nnx.Param(init(rngs.params(), (in_features, out_features), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((out_features,)))
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "*axes inputs"]) -> Float[Array, "*axes outputs"]:
+        """[..., in_features] -> [..., out_features]."""
+        return self.project(x, self.kernel[...], self.bias[...])
+
+    def project(
+        self, x: Float[Array, "*axes inputs"], kernel: Float[Array, "inputs outputs"], bias: Float[Array, " outputs"]
+    ) -> Float[Array, "*axes outputs"]:
+        """The same with other weights."""
+        y = linear(*(array.astype(self.dtype) for array in (x, kernel, bias)))
+        return checkpoint_name(y, LINEAR)
 
 
 def conv3x3(in_features: int, out_features: int, *, strides: int = 1, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Conv:

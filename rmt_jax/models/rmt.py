@@ -3,6 +3,8 @@
 Maps are [batch height width channels]; parameter paths keep the names of the authors' PyTorch code.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,23 +16,15 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
 from rmt_jax.models.blocks import Gather, run_blocks
-from rmt_jax.models.layers import BatchNorm, DepthwiseConv2d, DropPath, conv3x3, layer_norm, linear
+from rmt_jax.models.layers import BatchNorm, DepthwiseConv2d, DropPath, Linear, conv3x3, layer_norm
 from rmt_jax.models.variants import RMTConfig
-from rmt_jax.ops import (
-    axis_decay,
-    decomposed_retention,
-    full_retention,
-    gelu,
-    log_decay_rates,
-    manhattan_decay,
-    rotary_phase,
-    rotate,
-    swap_boxes,
-)
+from rmt_jax.ops import Heads, attend, gelu, log_decay_rates, masa, pairs_to_halves, swap_boxes
 
 Images = Array | np.ndarray  # checked by check_images, with errors for users
 Map = Float[Array, "batch height width channels"]
 Output = Float[Array, "batch _ _ _"]  # a map of another size
+# Makes a function of maps work on every device's own pictures: a kernel cannot be split by the compiler.
+PerDevice = Callable[[Callable[..., Map]], Callable[..., Map]]
 
 MIN_SIZE = 32  # the stride of the last stage
 MIX_SCALE = 8  # stem positions along each side of a token of the last stage
@@ -83,19 +77,22 @@ class Retention(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        self.q_proj = linear(dim, dim, dtype=dtype, rngs=rngs)
-        self.k_proj = linear(dim, dim, dtype=dtype, rngs=rngs)
-        self.v_proj = linear(dim, dim, dtype=dtype, rngs=rngs)
+        self.q_proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
+        self.k_proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
+        self.v_proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
         self.lepe = DepthwiseConv2d(dim, 5, dtype=dtype, rngs=rngs)
-        self.out_proj = linear(dim, dim, dtype=dtype, rngs=rngs)
-        self.num_heads, self.head_dim = num_heads, dim // num_heads
-        self.decay_start, self.decay_span, self.decomposed = decay_start, decay_span, decomposed
+        self.out_proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
+        log_rates = log_decay_rates(num_heads, decay_start, decay_span)
+        self.heads = Heads(tuple(log_rates.tolist()), decomposed)
+        self.per_device: PerDevice | None = None  # training sets it where pictures are split over devices
 
     def __call__(self, x: Map) -> Map:
         """[batch height width channels] -> the same shape."""
-        value = self.v_proj(x)
-        y = self._attend(*self._queries_and_keys(x), self._split_heads(value)).reshape(x.shape)
-        return self.out_proj(y + self.lepe(value))
+        q, k = self._queries_and_keys(x)
+        v = self.v_proj(x)
+        attend = functools.partial(masa, heads=self.heads)
+        y = attend(q, k, v) if self.per_device is None else self.per_device(attend)(q, k, v)
+        return self.out_proj(y + self.lepe(v))
 
     def attention(self, x: Map, row: int, column: int) -> Float[Array, "batch heads height width"]:
         """How much of every position's value goes into the output of one position: each head's map sums to 1.
@@ -103,40 +100,33 @@ class Retention(nnx.Module):
         Of decomposed retention, the product of its two steps. LePE is not in it.
         """
         q, k = self._queries_and_keys(x)
+        heads = len(self.heads.log_rates)
 
         def output(values: Array) -> Array:
-            return self._attend(q, k, values)[:, row, column, :, 0].sum()
+            return attend(q, k, values, self.heads)[:, row, column, :: q.shape[-1] // heads].sum()
 
         # The output is linear in the values, so its gradient is the weights, whatever computes it.
-        return jnp.moveaxis(jax.grad(output)(jnp.zeros_like(q))[..., 0], -1, 1)
+        weights = jax.grad(output)(jnp.zeros_like(q)).reshape(*q.shape[:3], heads, -1)
+        return jnp.moveaxis(weights[..., 0], -1, 1)
 
-    def _queries_and_keys(self, x: Map) -> tuple[Array, Array]:
-        """Rotated, [batch height width heads dim]; keys scaled by dim ** -0.5."""
-        height, width = x.shape[1:3]
-        phase = rotary_phase(height, width, self.head_dim)[:, :, None]
-        q = rotate(self._split_heads(self.q_proj(x)), phase)
-        k = rotate(self._split_heads(self.k_proj(x)) * self.head_dim**-0.5, phase)
+    def _queries_and_keys(self, x: Map) -> tuple[Map, Map]:
+        """As projected, in the order of channels that `rotate` works with."""
+        q, k = (
+            projection.project(
+                x, *(pairs_to_halves(w[...], len(self.heads.log_rates)) for w in (projection.kernel, projection.bias))
+            )
+            for projection in (self.q_proj, self.k_proj)
+        )
         return q, k
-
-    def _attend(self, q: Array, k: Array, v: Array) -> Float[Array, "batch height width heads dim"]:
-        height, width = q.shape[1:3]
-        rates = log_decay_rates(self.num_heads, self.decay_start, self.decay_span)
-        if self.decomposed:
-            decays = axis_decay(width, rates), axis_decay(height, rates)
-            return jax.vmap(decomposed_retention, in_axes=(0, 0, 0, None, None))(q, k, v, *decays)
-        return jax.vmap(full_retention, in_axes=(0, 0, 0, None))(q, k, v, manhattan_decay(height, width, rates))
-
-    def _split_heads(self, x: Map) -> Float[Array, "batch height width heads dim"]:
-        return x.reshape(*x.shape[:3], self.num_heads, self.head_dim)
 
 
 class FFN(nnx.Module):
     """Feed-forward network with a depthwise convolution around its hidden layer's residual."""
 
     def __init__(self, dim: int, hidden: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.fc1 = linear(dim, hidden, dtype=dtype, rngs=rngs)
+        self.fc1 = Linear(dim, hidden, dtype=dtype, rngs=rngs)
         self.dwconv = DepthwiseConv2d(hidden, 3, dtype=dtype, rngs=rngs)
-        self.fc2 = linear(hidden, dim, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(hidden, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Map) -> Map:
         """[batch height width channels] -> the same shape."""

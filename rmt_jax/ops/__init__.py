@@ -3,13 +3,17 @@
 from rmt_jax.ops.activation import gelu
 from rmt_jax.ops.depthwise import depthwise_conv2d
 from rmt_jax.ops.erasing import random_erasing
+from rmt_jax.ops.linear import linear
+from rmt_jax.ops.manhattan import attend, masa
 from rmt_jax.ops.mixing import blend, box_mask, box_share, draw_box, reverse_groups, swap_boxes
 from rmt_jax.ops.retention import (
+    Heads,
     axis_decay,
     decomposed_retention,
     full_retention,
     log_decay_rates,
     manhattan_decay,
+    pairs_to_halves,
     retention,
     rotary_angles,
     rotary_phase,
@@ -18,6 +22,8 @@ from rmt_jax.ops.retention import (
 from rmt_jax.ops.token_labels import token_targets
 
 __all__ = [
+    "Heads",
+    "attend",
     "axis_decay",
     "blend",
     "box_mask",
@@ -27,8 +33,11 @@ __all__ = [
     "draw_box",
     "full_retention",
     "gelu",
+    "linear",
     "log_decay_rates",
     "manhattan_decay",
+    "masa",
+    "pairs_to_halves",
     "random_erasing",
     "retention",
     "reverse_groups",

@@ -230,16 +230,16 @@ def _clear(plan: Plan, scratch: Sequence[Ref]) -> None:
 def _attend(plan: Plan, operands: Sequence[Sequence[Tiles]], decay: Ref) -> list[Tiles]:
     """`attend` of q, k and v of some rows, columns or maps."""
     results = attend(_attentions(plan, operands, decay), plan.dtype)
-    return [tiles.join(groups) for groups in _by_operand(results, plan)]
+    return _by_operand(results, plan)
 
 
 def _attend_backward(
     plan: Plan, operands: Sequence[Sequence[Tiles]], gradients: Sequence[Tiles], decay: Ref
 ) -> list[list[Tiles]]:
     """Gradients of q, k and v of each."""
-    parts = [tiles.part(dy, group) for dy in gradients for group in plan.groups]
+    parts = [tile for dy in gradients for tile in dy]
     results = attend_backward(_attentions(plan, operands, decay), parts, plan.dtype)
-    return [[tiles.join(groups) for groups in zip(*qkv, strict=True)] for qkv in _by_operand(results, plan)]
+    return [[list(x) for x in zip(*qkv, strict=True)] for qkv in _by_operand(results, plan)]
 
 
 def _attentions(plan: Plan, operands: Sequence[Sequence[Tiles]], decay: Ref) -> list[Attention]:
@@ -249,7 +249,7 @@ def _attentions(plan: Plan, operands: Sequence[Sequence[Tiles]], decay: Ref) -> 
         for i, group in enumerate(plan.groups):
             stack = plan.stack(group, qkv[0][0].shape[0])
             logits = decay[i, : stack.rows, : stack.columns]
-            q, k, v = (tiles.part(x, group) for x in qkv)
+            q, k, v = (x[i] for x in qkv)
             attentions.append(Attention(stack, q, k, v, logits))
     return attentions
 

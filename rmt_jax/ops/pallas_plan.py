@@ -19,9 +19,8 @@ Tiles = list[Array]  # [rows 128] each, float32
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Heads that are computed at once: those of one tile, or all where heads straddle tiles."""
+    """Heads that are computed at once: those of one tile."""
 
-    tiles: slice
     log_rates: tuple[float, ...]
 
 
@@ -68,18 +67,8 @@ class Plan:
     @property
     def groups(self) -> tuple[Group, ...]:
         """All heads."""
-        if LANES % self.head_dim:
-            return (Group(slice(0, self.tiles), self.log_rates),)
         heads = LANES // self.head_dim
-        return tuple(
-            Group(slice(tile, tile + 1), self.log_rates[tile * heads : (tile + 1) * heads])
-            for tile in range(self.tiles)
-        )
-
-    @property
-    def table_tiles(self) -> int:
-        """Tiles of the rotation's tables: one where all tiles hold the same angles."""
-        return self.tiles if LANES % self.head_dim else 1
+        return tuple(Group(self.log_rates[tile * heads : (tile + 1) * heads]) for tile in range(self.tiles))
 
     @property
     def tokens(self) -> int:
@@ -111,7 +100,7 @@ class Tables(NamedTuple):
     """What rotation needs, the same for all pictures.
 
     Attributes:
-        cos: [tiles tokens 128] of every channel's phase, see `Plan.table_tiles`.
+        cos: [tokens 128] of every channel's phase, the same for all tiles.
         sin: the same.
         partner: [128 128], brings to every channel the other one of its pair, with the sign that it is added with.
             A product with it is exact and leaves the units that move lanes free.

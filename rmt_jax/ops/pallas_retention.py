@@ -8,13 +8,11 @@ backward kernel computes everything again from q, k and v. `pallas_heads` has th
 Axes: batch, height, width, channels = heads * dim.
 """
 
-import functools
 import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -24,7 +22,7 @@ from jaxtyping import Float
 from rmt_jax.ops.pallas_heads import LANES, round_up
 from rmt_jax.ops.pallas_kernels import backward_axes, backward_full, forward_axes, forward_full
 from rmt_jax.ops.pallas_plan import Plan, Tables
-from rmt_jax.ops.retention import rotary_phase
+from rmt_jax.ops.retention import Heads, rotary_phase
 
 Map = Float[Array, "batch height width channels"]
 
@@ -33,77 +31,51 @@ _LATER_CHIPS = 64 * MIB
 _STEP_BYTES = MIB // 2  # of one operand: enough that a step takes longer than its start
 
 
-def fused_decomposed_retention(
-    q: Map,
-    k: Map,
-    v: Map,
-    *,
-    num_heads: int,
-    log_rates: Float[np.ndarray, " heads"],
-    interpret: bool = False,
-) -> Map:
-    """Rotation, scaling and `decomposed_retention` in one kernel, with a backward kernel.
+def fused_retention_forward(heads: Heads, q: Map, k: Map, v: Map, *, interpret: bool = False) -> Map:
+    """Rotation, scaling and retention in one kernel.
 
     Args:
-        q: queries as projected, neither rotated nor scaled.
-        k: keys as projected.
+        heads: how the channels attend.
+        q: queries as projected, neither rotated nor scaled, each head's channels ordered by `pairs_to_halves`.
+        k: keys as projected, ordered in the same way.
         v: values, of q's type: float32 or bfloat16. Logits, softmax and sums are float32.
-        num_heads: heads, whose channels are neighbours.
-        log_rates: log(gamma) of each head, see `log_decay_rates`.
         interpret: run without a TPU, slowly, for tests.
 
     Returns:
         A map of v's shape and type.
 
     Raises:
-        ValueError: shapes or types differ, or the channels do not divide into heads of an even number of them.
+        ValueError: shapes or types differ, or heads that kernels cannot work with.
     """
-    return _retention(_plan(q, k, v, num_heads, log_rates, full=False), interpret, q, k, v)
+    return _call(_plan(heads, q, k, v), interpret, q, k, v)[0]
 
 
-def fused_full_retention(
-    q: Map,
-    k: Map,
-    v: Map,
-    *,
-    num_heads: int,
-    log_rates: Float[np.ndarray, " heads"],
-    interpret: bool = False,
-) -> Map:
-    """The same for `full_retention`: over all tokens, with the Manhattan distance."""
-    return _retention(_plan(q, k, v, num_heads, log_rates, full=True), interpret, q, k, v)
+def fused_retention_backward(
+    heads: Heads, q: Map, k: Map, v: Map, dout: Map, *, interpret: bool = False
+) -> tuple[Map, Map, Map]:
+    """Gradients of q, k and v from that of the result, of which nothing else is needed."""
+    dq, dk, dv = _call(_plan(heads, q, k, v), interpret, q, k, v, dout)
+    return dq, dk, dv
 
 
-def _plan(q: Array, k: Array, v: Array, num_heads: int, log_rates: Float[np.ndarray, " heads"], *, full: bool) -> Plan:
+def _plan(heads: Heads, q: Array, k: Array, v: Array) -> Plan:
     if not (q.shape == k.shape == v.shape and q.dtype == k.dtype == v.dtype):
         raise ValueError(f"q, k and v differ: {[(x.shape, str(x.dtype)) for x in (q, k, v)]}.")
     if q.dtype not in (jnp.float32, jnp.bfloat16):
         raise ValueError(f"Expected float32 or bfloat16, got {q.dtype}.")
-    channels = q.shape[-1]
-    if len(log_rates) != num_heads or channels % (2 * num_heads):
+    _, height, width, channels = q.shape
+    if not _heads_fill_lanes(channels, heads):
         raise ValueError(
-            f"{channels} channels and {len(log_rates)} rates of decay for {num_heads} heads: expected one rate a head, "
-            f"and heads of an even number of channels."
+            f"{channels} channels for {len(heads.log_rates)} heads: the kernels work with heads of 2, 4, 8, 16, 32, 64 "
+            f"or {LANES} channels."
         )
-    _, height, width, _ = q.shape
-    return Plan(height, width, channels, tuple(float(rate) for rate in log_rates), jnp.dtype(q.dtype), full)
+    return Plan(height, width, channels, heads.log_rates, jnp.dtype(q.dtype), not heads.decomposed)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _retention(plan: Plan, interpret: bool, q: Map, k: Map, v: Map) -> Map:
-    return _call(plan, interpret, q, k, v)[0]
-
-
-def _forward(plan: Plan, interpret: bool, q: Map, k: Map, v: Map) -> tuple[Map, tuple[Map, Map, Map]]:
-    return _retention(plan, interpret, q, k, v), (q, k, v)
-
-
-def _backward(plan: Plan, interpret: bool, saved: tuple[Map, Map, Map], dout: Map) -> tuple[Map, Map, Map]:
-    dq, dk, dv = _call(plan, interpret, *saved, dout)
-    return dq, dk, dv
-
-
-_retention.defvjp(_forward, _backward)
+def _heads_fill_lanes(channels: int, heads: Heads) -> bool:
+    """Whether no head straddles two tiles."""
+    dim, rest = divmod(channels, len(heads.log_rates))
+    return rest == 0 and dim % 2 == 0 and LANES % dim == 0
 
 
 def _call(plan: Plan, interpret: bool, *maps: Map) -> tuple[Map, ...]:
@@ -153,44 +125,35 @@ def _call(plan: Plan, interpret: bool, *maps: Map) -> tuple[Map, ...]:
 def _tables(plan: Plan) -> Tables:
     """For the rotation."""
     phase = rotary_phase(plan.height, plan.width, plan.head_dim)
-    lanes = plan.table_tiles * LANES
+    half = plan.head_dim // 2
     padding = (0, 0), (0, plan.padded_width - plan.width), (0, 0)
 
     def table(of_pairs: Array) -> Array:
-        of_channels = jnp.tile(jnp.repeat(of_pairs, 2, axis=2), -(-lanes // plan.head_dim))[..., :lanes]
-        return jnp.moveaxis(jnp.pad(of_channels, padding).reshape(-1, plan.table_tiles, LANES), 1, 0)
+        return jnp.pad(jnp.tile(of_pairs, LANES // half), padding).reshape(-1, LANES)
 
-    channel = np.arange(LANES)
-    partner = np.zeros((LANES, LANES), plan.dtype)
-    partner[channel ^ 1, channel] = np.where(channel % 2, 1, -1)
-    return Tables(table(jnp.cos(phase)), table(jnp.sin(phase)), jnp.asarray(partner))
+    channel, other = jnp.arange(LANES)[None], jnp.arange(LANES)[:, None]
+    first = channel % plan.head_dim < half
+    is_partner = other == jnp.where(first, channel + half, channel - half)
+    partner = jnp.where(is_partner, jnp.where(first, -1, 1), 0).astype(plan.dtype)
+    return Tables(table(jnp.cos(phase)), table(jnp.sin(phase)), partner)
 
 
-def fits(
-    height: int,
-    width: int,
-    channels: int,
-    dtype: DTypeLike,
-    *,
-    num_heads: int,
-    full: bool = False,
-    backward: bool = True,
-) -> bool:
-    """Whether a whole map and what the kernels make of it fit into the chip's vector memory.
+def fits(height: int, width: int, channels: int, dtype: DTypeLike, heads: Heads) -> bool:
+    """Whether the kernels can work with a map: whole, with all that they make of it, in the chip's vector memory.
 
-    Maps that do not, such as a detector's of 200x336, are for `ops.retention`.
+    Maps that do not fit, such as a detector's of 200x336, are for `ops.retention`.
 
     Args:
         height: of the map.
         width: of the map.
         channels: of the map.
         dtype: of q, k and v.
-        num_heads: of the channels.
-        full: for `fused_full_retention`.
-        backward: for gradients too.
+        heads: of the channels.
     """
-    plan = Plan(height, width, channels, (0.0,) * num_heads, jnp.dtype(dtype), full)
-    return _needed_memory(plan, backward, _TIGHT) <= _chip_memory()
+    if not _heads_fill_lanes(channels, heads):
+        return False
+    plan = Plan(height, width, channels, heads.log_rates, jnp.dtype(dtype), not heads.decomposed)
+    return _needed_memory(plan, True, _TIGHT) <= _chip_memory()
 
 
 def _chip_memory() -> int:
@@ -242,7 +205,7 @@ def _block_bytes(plan: Plan) -> int:
 def _needed_memory(plan: Plan, backward: bool, step: _Step) -> int:
     """Bytes of vector memory of a kernel: blocks, tables, scratch and what registers cannot hold."""
     blocks = step.buffers * (7 if backward else 4) * step.pictures * _block_bytes(plan)
-    tables = 2 * 4 * plan.table_tiles * plan.tokens * LANES
+    tables = 2 * 4 * plan.tokens * LANES
     decays = [_padded_size(shape) for shape in plan.decay_shapes]
     scratch = 4 * (sum(_padded_size(shape) for shape in plan.map_shapes(backward)) + sum(decays))
     # By what the compiler says it uses: three arrays of the logits, and more where it takes float32 operands apart.

@@ -1,6 +1,5 @@
 """Rows, columns and maps between blocks, scratch memory and tiles, and the rotation of tiles; see `pallas_plan`."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,17 +7,7 @@ from jax import Array
 from jax.experimental import pallas as pl
 
 from rmt_jax.ops.pallas_heads import LANES, SUBLANES, product
-from rmt_jax.ops.pallas_plan import Group, Plan, Ref, Tables, Tiles
-
-
-def part(tiles: Tiles, group: Group) -> Array:
-    """The tiles of a group of heads, side by side."""
-    return jnp.concatenate(tiles[group.tiles], axis=1)
-
-
-def join(groups: Sequence[Array]) -> Tiles:
-    """Tiles of all groups again."""
-    return [tile for x in groups for tile in split(x)]
+from rmt_jax.ops.pallas_plan import Plan, Ref, Tables, Tiles
 
 
 def split(x: Array) -> Tiles:
@@ -26,12 +15,12 @@ def split(x: Array) -> Tiles:
     return [x[:, start : start + LANES] for start in range(0, x.shape[1], LANES)]
 
 
-def turn(plan: Plan, x: Tiles, rotation: tuple[Tiles, Tiles, Array], *, back: bool = False) -> Tiles:
+def turn(plan: Plan, x: Tiles, rotation: tuple[Array, Array, Array], *, back: bool = False) -> Tiles:
     """Rotation of each pair of channels by their phase, or by its opposite."""
     cos, sin, partner = rotation
     turned = []
-    for i, tile in enumerate(x):
-        along, across = tile * cos[i % len(cos)], product(tile.astype(plan.dtype), partner, (1, 0)) * sin[i % len(sin)]
+    for tile in x:
+        along, across = tile * cos, product(tile.astype(plan.dtype), partner, (1, 0)) * sin
         turned.append(along - across if back else along + across)
     return turned
 
@@ -69,11 +58,10 @@ def store_map(plan: Plan, ref: Ref, i: Array, x: Tiles) -> None:
         store(plan, ref, i, h, [tile[h * plan.padded_width : (h + 1) * plan.padded_width] for tile in x])
 
 
-def rotation(plan: Plan, tables: Tables, h: Array | None = None) -> tuple[Tiles, Tiles, Array]:
+def rotation(plan: Plan, tables: Tables, h: Array | None = None) -> tuple[Array, Array, Array]:
     """Cosines and sines for the tokens of row h, or for all, and the partners."""
     rows = slice(None) if h is None else row_of(plan, h)
-    cos, sin = ([table[i, rows] for i in range(plan.table_tiles)] for table in (tables.cos, tables.sin))
-    return cos, sin, tables.partner[...]
+    return tables.cos[rows], tables.sin[rows], tables.partner[...]
 
 
 def row(plan: Plan, scratch: Ref, h: Array) -> Tiles:

@@ -5,6 +5,7 @@ the compute type.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,18 @@ from jax import Array
 from jaxtyping import Float
 
 Image = Float[Array, "height width heads dim"]
+
+
+class Heads(NamedTuple):
+    """How the channels of a map attend.
+
+    Attributes:
+        log_rates: log(gamma) of each head, see `log_decay_rates`; as many as there are heads.
+        decomposed: along the width and then along the height, or over all tokens at once.
+    """
+
+    log_rates: tuple[float, ...]
+    decomposed: bool
 
 
 def retention(
@@ -99,22 +112,35 @@ def rotary_angles(dim: int) -> Float[np.ndarray, " pairs"]:
     return np.float32(1) / np.float32(10000) ** np.linspace(0, 1, dim // 2, dtype=np.float32)
 
 
-def rotary_phase(height: int, width: int, dim: int) -> Float[Array, "height width pairs"]:
+def rotary_phase(height: int, width: int, dim: int) -> Float[np.ndarray, "height width pairs"]:
     """Phase of every position in radians: the angle times the flat index h * width + w.
 
     So the phase from one row to the next depends on the width of the map, as upstream's does.
     """
-    index = jnp.arange(height * width, dtype=jnp.float32).reshape(height, width, 1)
+    index = np.arange(height * width, dtype=np.float32).reshape(height, width, 1)
     return index * rotary_angles(dim)
 
 
-def rotate(x: Float[Array, "*tokens dim"], phase: Float[Array, "*phase_tokens pairs"]) -> Float[Array, "*tokens dim"]:
-    """Turn each pair of neighbouring channels: (x0, x1) -> (x0 cos - x1 sin, x1 cos + x0 sin).
+def pairs_to_halves(x: Float[Array, "*axes channels"], num_heads: int) -> Float[Array, "*axes channels"]:
+    """Reorder each head's channels from x0 y0 x1 y1 ... to x0 x1 ... y0 y1 ..., where (x, y) are turned together.
+
+    Upstream's weights have pairs side by side. Applied to the columns of the query and key projections, which are
+    small, this changes no product of a query with a key, and `rotate` works on halves instead of every other number.
+    """
+    pairs = x.reshape(*x.shape[:-1], num_heads, -1, 2)
+    return jnp.swapaxes(pairs, -1, -2).reshape(x.shape)
+
+
+def rotate(
+    x: Float[Array, "*tokens dim"], phase: Float[np.ndarray, "*phase_tokens pairs"]
+) -> Float[Array, "*tokens dim"]:
+    """Turn each pair of channels (x[i], x[i + dim / 2]): (a, b) -> (a cos - b sin, b cos + a sin).
 
     Args:
-        x: queries or keys.
-        phase: radians, one for each pair; broadcasts against the leading axes of x.
+        x: queries or keys, ordered by `pairs_to_halves`.
+        phase: radians, one for each pair; broadcasts against the leading axes of x. Known when the function is
+            compiled, so that sines and cosines are constants: XLA would compute them again for every picture and head.
     """
-    sin, cos = jnp.sin(phase), jnp.cos(phase)
-    x0, x1 = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
-    return jnp.stack([x0 * cos - x1 * sin, x1 * cos + x0 * sin], axis=-1).reshape(x.shape).astype(x.dtype)
+    sin, cos = np.sin(phase), np.cos(phase)
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

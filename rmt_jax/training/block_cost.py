@@ -18,7 +18,7 @@ from rmt_jax.models import Backbone, abstract_model
 from rmt_jax.training.ahead import NUM_CLASSES
 from rmt_jax.training.config import Config
 from rmt_jax.training.cost import count_flops
-from rmt_jax.training.program import training_task
+from rmt_jax.training.program import place_model, training_task
 from rmt_jax.training.sharding import MeshConfig, batch_sharding, make_mesh, replicated
 
 
@@ -48,6 +48,7 @@ def forward_cost(config: Config, devices: Sequence[jax.Device]) -> Cost:
     task, mesh = training_task(config, NUM_CLASSES), make_mesh(MeshConfig(), devices)
     model = abstract_model(task.init_model)
     model.eval()
+    place_model(model, mesh, config.mesh.min_split, config.model.dtype)
     size = config.data.image_size
     images = jax.ShapeDtypeStruct((config.batch_size, size, size, 3), jnp.dtype(config.model.dtype))
     return _cost("forward", 0, _as_function(model), images, mesh, _weights(model))
@@ -57,6 +58,7 @@ def block_costs(config: Config, devices: Sequence[jax.Device]) -> Iterator[Cost]
     """A block of each stage in training mode without drop path: forward, then forward and backward."""
     task, mesh = training_task(config, NUM_CLASSES), make_mesh(MeshConfig(), devices)
     model = abstract_model(task.init_model)
+    place_model(model, mesh, config.mesh.min_split, config.model.dtype)
     backbone = next(module for _, module in nnx.iter_modules(model) if isinstance(module, Backbone))
     for index, (stage, info) in enumerate(zip(backbone.layers, backbone.feature_info, strict=True)):
         block, side = stage.blocks[0], math.ceil(config.data.image_size / info.stride)

@@ -14,12 +14,21 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from rmt_jax.models import Backbone, abstract_model
+from rmt_jax.models import Retention, Stage, abstract_model
 from rmt_jax.tasks import Classification
+from rmt_jax.training.compiler import compiler_options
 from rmt_jax.training.config import Config
 from rmt_jax.training.optimizer import FROZEN_RULES, make_optimizer
 from rmt_jax.training.schedule import learning_rates
-from rmt_jax.training.sharding import Placement, Tree, WeightGather, batch_sharding, replicated
+from rmt_jax.training.sharding import (
+    PerDevice,
+    Placement,
+    Tree,
+    WeightGather,
+    batch_sharding,
+    platform_of,
+    replicated,
+)
 from rmt_jax.training.state import State, init_state, make_predict_step, make_train_step, split_model
 
 Step = Callable[[State, Mapping[str, Array], Tree], tuple[State, dict[str, Array]]]
@@ -100,6 +109,7 @@ def train_program(config: Config, task: Classification, mesh: Mesh, steps_per_ep
             in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
             out_shardings=(shardings, replicated(mesh)),
             donate_argnums=0,
+            compiler_options=compiler_options(platform_of(mesh)),
         ),
     )
 
@@ -112,21 +122,25 @@ def predict_program(config: Config, task: Classification, mesh: Mesh) -> tuple[T
     graph, params, batch_stats = split_model(model)
     shapes = {"params": params, "batch_stats": batch_stats}
     step = make_predict_step(task, graph, gather=gather)
-    return with_sharding(shapes, placement.shardings(shapes)), jax.jit(step, out_shardings=replicated(mesh))
+    return with_sharding(shapes, placement.shardings(shapes)), jax.jit(
+        step, out_shardings=replicated(mesh), compiler_options=compiler_options(platform_of(mesh))
+    )
 
 
 def place_model(
     model: nnx.Module, mesh: Mesh, min_split: int, dtype: DTypeLike
 ) -> tuple[Placement, WeightGather | None]:
-    """Where the arrays go, and what makes split ones whole, which each stage of the model is told; None without any."""
+    """Where the arrays go, and what makes split ones whole; None where none is split.
+
+    The modules of the model are told: stages how to gather weights, retention how to keep to a device's pictures.
+    """
     placement = Placement(mesh, min_split)
-    if mesh.shape["fsdp"] == 1:
-        return placement, None
-    gather = WeightGather(placement, dtype)
+    gather = WeightGather(placement, dtype) if mesh.shape["fsdp"] > 1 else None
     for _, module in nnx.iter_modules(model):
-        if isinstance(module, Backbone):
-            for stage in module.layers:
-                stage.gather = gather
+        if isinstance(module, Stage):
+            module.gather = gather
+        elif isinstance(module, Retention):
+            module.per_device = PerDevice(mesh)
     return placement, gather
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -101,6 +101,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
+def platform_of(mesh: Mesh) -> str:
+    """cpu, gpu or tpu."""
+    return str(mesh.devices.flat[0].platform)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """A whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -163,6 +168,18 @@ class WeightGather:
             return leaf
         # Kernels are cast where they are used: cast before, half the bytes travel.
         return _gather(sharding, leaf.astype(self._dtype))
+
+
+@dataclasses.dataclass(frozen=True)
+class PerDevice:
+    """Makes a function of arrays with a batch work on every device's own part of it."""
+
+    mesh: Mesh
+
+    def __call__(self, function: Callable[..., Array]) -> Callable[..., Array]:
+        """A function of the whole arrays."""
+        part = PartitionSpec(self.mesh.axis_names)
+        return jax.shard_map(function, mesh=self.mesh, in_specs=part, out_specs=part, check_vma=False)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

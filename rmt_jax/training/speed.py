@@ -10,9 +10,10 @@ import numpy as np
 from flax import nnx
 
 from rmt_jax.training.ahead import NUM_CLASSES
+from rmt_jax.training.compiler import compiler_options
 from rmt_jax.training.config import Config
-from rmt_jax.training.program import train_program, training_task
-from rmt_jax.training.sharding import batch_sharding, make_mesh, replicated
+from rmt_jax.training.program import place_model, train_program, training_task
+from rmt_jax.training.sharding import batch_sharding, make_mesh, platform_of, replicated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +81,12 @@ def forward_candidate(config: Config, model: nnx.Module) -> Candidate:
     """Logits of normalised pictures, in evaluation mode."""
     mesh = make_mesh(config.mesh)
     model.eval()
+    place_model(model, mesh, config.mesh.min_split, config.model.dtype)
     graph, state = nnx.split(model)
     state = jax.device_put(nnx.to_pure_dict(state), replicated(mesh))
     images = jax.device_put(normalised_pictures(config), batch_sharding(mesh))
-    forward = jax.jit(lambda state, images: nnx.merge(graph, state)(images))
+    options = compiler_options(platform_of(mesh))
+    forward = jax.jit(lambda state, images: nnx.merge(graph, state)(images), compiler_options=options)
     compiled, compilation = _compile(forward, state, images)
     started = time.perf_counter()
     jax.block_until_ready(compiled(state, images))

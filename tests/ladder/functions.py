@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch.nn.functional as F
 from jax import Array
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from rmt_jax import ops
 from rmt_jax.models import layers, rmt
+from rmt_jax.ops import manhattan
 from tests import torch_rmt
 from tests.ladder.case import Case, Row
 from tests.ladder.comparing import channels_first, compiled, error, function_rows
@@ -21,7 +23,7 @@ def constants(case: Case) -> Iterator[Row]:
     rates = relpos.decay.float().numpy()
     # As gamma: near 1, one rounding of it is a large share of its logarithm.
     yield Row("gamma", error(np.exp(rmt.log_decay_rates(case.heads, *case.decay)), relpos.decay.exp()), "constant")
-    axis, grid = compiled(lambda: (rmt.axis_decay(width, rates), rmt.manhattan_decay(height, width, rates)))()
+    axis, grid = compiled(lambda: (ops.axis_decay(width, rates), ops.manhattan_decay(height, width, rates)))()
     yield Row("axis decay", error(axis, torch_rmt.axis_bias(relpos.decay, width)), "constant")
     yield Row("Manhattan decay", error(grid, torch_rmt.manhattan_bias(relpos.decay, height, width)), "constant")
     yield Row("angles", error(ops.rotary_angles(case.head_dim), relpos.angle[::2]), "constant")
@@ -51,7 +53,9 @@ def rotary(case: Case) -> Iterator[Row]:
     positions = case.relpos()(height, width)
 
     def ours(x: Array) -> Array:
-        return rmt.rotate(x, rmt.rotary_phase(height, width, case.head_dim)[:, :, None])
+        phase = manhattan.rotary_phase(height, width, case.head_dim)[:, :, None]
+        turned = manhattan.rotate(ops.pairs_to_halves(x, 1), phase)
+        return jnp.stack(jnp.split(turned, 2, axis=-1), axis=-1).reshape(x.shape)  # pairs side by side again
 
     def theirs(x: Tensor) -> Tensor:
         return heads_last(torch_rmt.rotate(heads_first(x), positions.sin, positions.cos))
@@ -66,8 +70,8 @@ def decomposed(case: Case) -> Iterator[Row]:
     rates = case.relpos().decay.float().numpy()
 
     def ours(q: Array, k: Array, v: Array) -> Array:
-        decays = rmt.axis_decay(width, rates), rmt.axis_decay(height, rates)
-        return jax.vmap(rmt.decomposed_retention, in_axes=(0, 0, 0, None, None))(q, k, v, *decays)
+        decays = ops.axis_decay(width, rates), ops.axis_decay(height, rates)
+        return jax.vmap(manhattan.decomposed_retention, in_axes=(0, 0, 0, None, None))(q, k, v, *decays)
 
     yield from attention_rows(case, ours, torch_rmt.decomposed_attention)
 
@@ -77,8 +81,8 @@ def full(case: Case) -> Iterator[Row]:
     rates = case.relpos().decay.float().numpy()
 
     def ours(q: Array, k: Array, v: Array) -> Array:
-        decay = rmt.manhattan_decay(*case.shape[1:], rates)
-        return jax.vmap(rmt.full_retention, in_axes=(0, 0, 0, None))(q, k, v, decay)
+        decay = ops.manhattan_decay(*case.shape[1:], rates)
+        return jax.vmap(manhattan.full_retention, in_axes=(0, 0, 0, None))(q, k, v, decay)
 
     yield from attention_rows(case, ours, torch_rmt.full_attention)
 

@@ -87,10 +87,12 @@ def predict(model: Classifier, x: jax.Array) -> jax.Array:
 
 
 def primitives(jaxpr: Any) -> list[Any]:
-    """Every equation of a jaxpr and of those inside it."""
+    """Every equation of a jaxpr and of those inside it, but not inside kernels."""
     found = []
     for equation in jaxpr.eqns:
         found.append(equation)
+        if equation.primitive.name == "pallas_call":
+            continue
         for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):

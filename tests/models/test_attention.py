@@ -10,8 +10,10 @@ from flax import nnx
 
 from rmt_jax.models import attention_map, decay_map
 from rmt_jax.models.rmt import Retention
-from rmt_jax.ops import log_decay_rates, rotary_phase, rotate
+from rmt_jax.ops import log_decay_rates, reference, rotary_phase
 from tests.models.small import images, jaxtyping_disabled, small
+
+DIM, HEADS = 8, 2
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -22,14 +24,15 @@ def softmax(x: np.ndarray) -> np.ndarray:
 def explicit(layer: Retention, x: jax.Array, row: int, column: int) -> np.ndarray:
     """[heads height width] for one picture, with loops over positions."""
     height, width, _ = x.shape
-    phase = rotary_phase(height, width, layer.head_dim)[:, :, None]
-    q, k = (projection(x).reshape(height, width, layer.num_heads, -1) for projection in (layer.q_proj, layer.k_proj))
-    q, k = np.asarray(rotate(q, phase)), np.asarray(rotate(k * layer.head_dim**-0.5, phase))
-    rates = log_decay_rates(layer.num_heads, layer.decay_start, layer.decay_span)
-    out = np.zeros((layer.num_heads, height, width))
+    rates = log_decay_rates(HEADS, 2, 4)
+    phase = jnp.asarray(rotary_phase(height, width, DIM // HEADS))[:, :, None]
+    q, k = (projection(x).reshape(height, width, HEADS, -1) for projection in (layer.q_proj, layer.k_proj))
+    with jax.numpy_dtype_promotion("standard"):  # the specification multiplies complex by real numbers
+        q, k = np.asarray(reference.rotate(q, phase)), np.asarray(reference.rotate(k * (DIM // HEADS) ** -0.5, phase))
+    out = np.zeros((HEADS, height, width))
     rows, columns = np.arange(height), np.arange(width)
     for head, rate in enumerate(rates):
-        if layer.decomposed:
+        if layer.heads.decomposed:
             down = softmax(k[:, column, head] @ q[row, column, head] + rate * np.abs(rows - row))
             for h in range(height):
                 across = softmax(k[h, :, head] @ q[h, column, head] + rate * np.abs(columns - column))
@@ -43,7 +46,9 @@ def explicit(layer: Retention, x: jax.Array, row: int, column: int) -> np.ndarra
 
 @pytest.mark.parametrize("decomposed", [True, False])
 def test_attention_is_the_softmax_of_the_definition(decomposed: bool) -> None:
-    layer = Retention(8, 2, decay_start=2, decay_span=4, decomposed=decomposed, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    layer = Retention(
+        DIM, HEADS, decay_start=2, decay_span=4, decomposed=decomposed, dtype=jnp.float32, rngs=nnx.Rngs(0)
+    )
     layer.q_proj.kernel[...] *= 40  # logits that matter
     layer.k_proj.kernel[...] *= 40
     x = jax.random.normal(jax.random.key(1), (2, 3, 4, 8))

@@ -42,15 +42,15 @@ def test_logits_are_close_to_float32(name: str) -> None:
     assert 1e-4 < error < 3e-2
 
 
-def test_norms_softmax_and_phases_are_computed_in_float32() -> None:
+def test_norms_and_softmax_are_computed_in_float32() -> None:
     model = small("rmt_t", dtype=jnp.bfloat16)
     jaxpr = jax.make_jaxpr(lambda model, x: model(x))(model, images()).jaxpr
     operands: dict[str, set[str]] = {}
     for equation in primitives(jaxpr):
         types = {str(v.aval.dtype) for v in equation.invars}
         operands.setdefault(equation.primitive.name, set()).update(types)
-    # exp and reduce_max: softmax; sin and cos: phases; rsqrt: norms.
-    for name in ("exp", "reduce_max", "sin", "cos", "rsqrt"):
+    # exp and reduce_max: softmax; rsqrt: norms. Sines and cosines are constants.
+    for name in ("exp", "reduce_max", "rsqrt"):
         assert operands[name] == {"float32"}, name
     assert "bfloat16" in operands["conv_general_dilated"]
     assert "float32" not in operands["conv_general_dilated"]
@@ -64,7 +64,7 @@ def test_products_are_computed_in_bfloat16_and_summed_in_float32() -> None:
     products = [e for e in primitives(jaxpr) if e.primitive.name == "dot_general"]
     assert {str(v.aval.dtype) for e in products for v in e.invars} == {"bfloat16"}
     batched = [e for e in products if e.params["dimension_numbers"][1] != ((), ())]  # logits and weighted values
-    assert len(batched) == 4
+    assert len(batched) == 2 * 4  # for CPUs and for others
     assert {str(e.outvars[0].aval.dtype) for e in batched} == {"float32"}
 
 

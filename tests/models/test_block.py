@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from rmt_jax.models.rmt import FFN, Block, Retention
+from rmt_jax.ops import log_decay_rates
 from tests.models.small import flat, small
 from tests.ops import naive
 
@@ -75,9 +76,10 @@ def test_decay_span_and_kind_of_the_stage_are_used() -> None:
     """The block is built from the entries of its own stage."""
     model = small("rmt_t")
     stages = [stage.blocks[0].retention for stage in model.backbone.layers]
-    assert [stage.decomposed for stage in stages] == [True, True, False, False]
-    assert [stage.decay_span for stage in stages] == [4, 4, 6, 6]
-    assert [stage.decay_start for stage in stages] == [2, 2, 2, 2]
+    assert [stage.heads.decomposed for stage in stages] == [True, True, False, False]
+    heads = model.config.num_heads
+    rates = [log_decay_rates(count, 2, span).tolist() for count, span in zip(heads, [4, 4, 6, 6], strict=True)]
+    assert [list(stage.heads.log_rates) for stage in stages] == rates
 
 
 def test_ffn() -> None:

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from rmt_jax.models import create_model, factory, variant
-from rmt_jax.models.layers import DepthwiseConv2d, conv3x3, layer_norm, linear
+from rmt_jax.models.layers import DepthwiseConv2d, Linear, conv3x3, layer_norm
 from rmt_jax.models.rmt import Block
 from tests.models.small import SIZES, flat, jaxtyping_disabled
 
@@ -35,7 +35,7 @@ def fresh(seed: int) -> dict[str, np.ndarray]:
 
 
 def test_linear_layers_are_normal_with_std_0_02_uncut() -> None:
-    layer = linear(1000, 500, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    layer = Linear(1000, 500, dtype=jnp.float32, rngs=nnx.Rngs(0))
     kernel = np.asarray(layer.kernel[...])
     # Half a million numbers know their deviation to 0.1 %; a truncated_normal(0.02) would have 0.0176.
     assert abs(kernel.std() / 0.02 - 1) < 0.01

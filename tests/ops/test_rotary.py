@@ -5,12 +5,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmt_jax.ops import reference, rotary_angles, rotary_phase, rotate
+from rmt_jax.ops import pairs_to_halves, reference, rotary_angles, rotary_phase
+from rmt_jax.ops import rotate as rotate_halves
 from tests.ops import naive
 
 
 def tokens(*shape: int, seed: int = 0) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))
+
+
+def rotate(x: jax.Array, phase: jax.Array | np.ndarray) -> jax.Array:
+    """With pairs side by side, as the specification has them."""
+    turned = rotate_halves(pairs_to_halves(x, 1), np.asarray(phase))
+    return jnp.stack(jnp.split(turned, 2, axis=-1), axis=-1).reshape(x.shape)
+
+
+def test_halves_of_two_heads_by_hand() -> None:
+    np.testing.assert_array_equal(pairs_to_halves(jnp.arange(8.0)[None], 2), [[0, 2, 1, 3, 4, 6, 5, 7]])
 
 
 def test_angles_of_six_channels_by_hand() -> None:
@@ -37,7 +48,7 @@ def test_quarter_turn_by_hand() -> None:
 
 def test_equals_the_specification() -> None:
     x, phase = tokens(5, 7, 3, 8), 300 * tokens(5, 7, 1, 4, seed=1)
-    ours = jax.jit(rotate)(x, phase)
+    ours = jax.jit(lambda x: rotate(x, phase))(x)
     with jax.numpy_dtype_promotion("standard"):  # the specification multiplies complex by real numbers
         expected = jax.jit(reference.rotate)(x, phase)
     np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=3e-6)

@@ -1,0 +1,71 @@
+"""Which formulation of an operation a platform uses: one table of measured choices (docs/performance.md)."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+ENVIRONMENT_VARIABLE = "RMT_JAX_FORMULATIONS"
+
+# operation -> platform -> formulation; "default" is for platforms that are not named.
+FORMULATIONS: Mapping[str, Mapping[str, str]] = {
+    # The heart of a retention layer: all pictures at once; large maps picture by picture, so that logits stay in the
+    # cache; or a Pallas kernel, for maps that fit into a TPU's vector memory.
+    "retention": {"cpu": "by_picture", "tpu": "kernel", "default": "at_once"},
+    # Sums over pictures and positions in the gradient of a depthwise convolution: one reduction, or halves added up and
+    # a product with ones, which XLA's CPU backend does 20 times faster.
+    "sums": {"cpu": "by_halves", "default": "reduction"},
+}
+_CHOICES: Mapping[str, frozenset[str]] = {
+    "retention": frozenset({"at_once", "by_picture", "kernel"}),
+    "sums": frozenset({"by_halves", "reduction"}),
+}
+
+
+def overrides() -> dict[str, str]:
+    """What the environment variable RMT_JAX_FORMULATIONS asks for, such as "retention=at_once,sums=reduction".
+
+    Raises:
+        ValueError: an operation or a formulation that is not in the table.
+    """
+    words = [word.strip() for word in os.environ.get(ENVIRONMENT_VARIABLE, "").split(",") if word.strip()]
+    found = {}
+    for word in words:
+        operation, _, choice = word.partition("=")
+        if choice not in _CHOICES.get(operation, ()):
+            known = "; ".join(f"{name}={'|'.join(sorted(choices))}" for name, choices in _CHOICES.items())
+            raise ValueError(f"{ENVIRONMENT_VARIABLE}: {word!r} is none of {known}.")
+        found[operation] = choice
+    return found
+
+
+def chosen(operation: str, platform: str) -> str:
+    """The formulation of an operation on a platform (cpu, gpu, tpu), the environment's if it has one."""
+    choices = FORMULATIONS[operation]
+    return overrides().get(operation, choices.get(platform, choices["default"]))
+
+
+def describe(platform: str) -> str:
+    """All choices for a platform in one line, for the summary of a run."""
+    asked = overrides()
+    return ", ".join(
+        f"{operation} {chosen(operation, platform)}" + (f" ({ENVIRONMENT_VARIABLE})" if operation in asked else "")
+        for operation in FORMULATIONS
+    )
+
+
+def by_platform(operation: str, formulations: Mapping[str, Callable[..., Any]], *arguments: Any) -> Any:
+    """Apply the formulation of the platform that the program is compiled for, which may be several in one program.
+
+    Args:
+        operation: of the table.
+        formulations: functions of the same arguments and results.
+        *arguments: arrays.
+    """
+    if operation in overrides():
+        return formulations[chosen(operation, "")](*arguments)
+    choices = {platform: formulations[choice] for platform, choice in FORMULATIONS[operation].items()}
+    if len({id(function) for function in choices.values()}) == 1:
+        return choices["default"](*arguments)
+    return jax.lax.platform_dependent(*arguments, **choices)

@@ -1,0 +1,81 @@
+"""Manhattan self-attention of whole maps: every formulation is the specification's, forward and backward."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rmt_jax.ops import Heads, formulations, manhattan, masa, pairs_to_halves
+from tests.ops.test_pallas_retention import errors, heads_of, maps, specification, with_gradients
+
+Function = Callable[..., jax.Array]
+
+
+def ours(heads: Heads) -> Function:
+    """Of maps with pairs side by side."""
+    count = len(heads.log_rates)
+    return lambda q, k, v: masa(pairs_to_halves(q, count), pairs_to_halves(k, count), v, heads)
+
+
+@pytest.mark.parametrize("formulation", ["at_once", "by_picture"])
+@pytest.mark.parametrize("full", [False, True])
+def test_equals_the_specification(formulation: str, full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(formulations.ENVIRONMENT_VARIABLE, f"retention={formulation}")
+    monkeypatch.setattr(manhattan, "_LARGE_MAP", 1)
+    arguments = maps(3, 5, 7, 24)
+    function = with_gradients(ours(heads_of(2, full)))
+    assert ("while" in function.lower(*arguments).as_text()) == (formulation == "by_picture")
+    result, *gradients = errors(function(*arguments), with_gradients(specification(2, full))(*arguments))
+    assert result < 1e-6
+    assert max(gradients) < 1e-5
+
+
+def test_each_platform_gets_its_formulation() -> None:
+    """A map that is large for a CPU and fits into a TPU's memory."""
+    arguments = [jax.ShapeDtypeStruct((2, 56, 56, 64), jnp.bfloat16)] * 4
+    traced = with_gradients(ours(heads_of(4, False))).trace(*arguments)
+    texts = {platform: traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "cuda", "tpu")}
+    assert {name: text.count("tpu_custom_call") for name, text in texts.items()} == {"cpu": 0, "cuda": 0, "tpu": 2}
+    assert {name for name, text in texts.items() if "stablehlo.while" in text} == {"cpu"}
+
+
+def test_a_map_of_a_detector_needs_no_kernel() -> None:
+    x = jax.ShapeDtypeStruct((2, 200, 336, 64), jnp.bfloat16)
+    traced = jax.jit(ours(heads_of(4, False))).trace(x, x, x)
+    assert "tpu_custom_call" not in traced.lower(lowering_platforms=("tpu",)).as_text()
+
+
+def test_the_environment_decides_for_every_platform(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(formulations.ENVIRONMENT_VARIABLE, "retention=at_once, sums=reduction")
+    x = jax.ShapeDtypeStruct((2, 56, 56, 64), jnp.bfloat16)
+    traced = jax.jit(ours(heads_of(4, False))).trace(x, x, x)
+    for platform in ("cpu", "tpu"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert "tpu_custom_call" not in text
+        assert "stablehlo.while" not in text
+    assert formulations.describe("cpu").count(formulations.ENVIRONMENT_VARIABLE) == 2
+
+
+@pytest.mark.parametrize("value", ["retention", "retention=fast", "attention=kernel"])
+def test_an_unknown_formulation_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(formulations.ENVIRONMENT_VARIABLE, value)
+    with pytest.raises(
+        ValueError, match=r"is none of retention=at_once\|by_picture\|kernel; sums=by_halves\|reduction"
+    ):
+        formulations.overrides()
+
+
+def test_what_a_summary_says() -> None:
+    assert formulations.describe("tpu") == "retention kernel, sums reduction"
+    assert formulations.describe("cpu") == "retention by_picture, sums by_halves"
+    assert formulations.describe("gpu") == "retention at_once, sums reduction"
+
+
+def test_nothing_between_is_kept_for_the_backward_pass() -> None:
+    """Queries, keys and values only: logits of 8x8 maps would be 16 times as large as they are."""
+    x = jnp.zeros((2, 8, 8, 8))
+    _, backward = jax.vjp(lambda q, k, v: masa(q, k, v, heads_of(2, True)), x, x, x)
+    kept = sum(leaf.size for leaf in jax.tree.leaves(backward))
+    assert kept <= 3 * x.size + np.prod((2, 64, 64)) / 8
