@@ -40,7 +40,7 @@ def test_tanh_gelu_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_wrong_layer_norm_epsilon_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rmt, "layer_norm", functools.partial(layers.layer_norm, epsilon=1e-5))
+    monkeypatch.setattr(rmt, "LayerNorm", functools.partial(layers.LayerNorm, epsilon=1e-5))
     assert failures(parity.inference_rows("rmt_t"))
 
 

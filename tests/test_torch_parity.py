@@ -263,7 +263,7 @@ MISTAKES: dict[str, tuple[str, set[str], Callable[[pytest.MonkeyPatch], None]]] 
     "LayerNorm epsilon 1e-5": (
         "block",
         {"part"},
-        lambda monkeypatch: monkeypatch.setattr(rmt, "layer_norm", functools.partial(layers.layer_norm, epsilon=1e-5)),
+        lambda monkeypatch: monkeypatch.setattr(rmt, "LayerNorm", functools.partial(layers.LayerNorm, epsilon=1e-5)),
     ),
     "layer scale left out": ("block", {"part"}, wrap(rmt, "_scale", lambda _, gamma, x: x)),
     "padding SAME at stride 2": ("stage", {"part"}, wrap(rmt, "conv3x3", same_padding)),

@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from rmt_jax.ops import depthwise_conv2d, linear
+from rmt_jax.ops import depthwise_conv2d, layer_norm, linear
 
 Map = Float[Array, "batch height width channels"]
 
@@ -59,9 +59,18 @@ def conv3x3(in_features: int, out_features: int, *, strides: int = 1, dtype: DTy
     )
 
 
-def layer_norm(features: int, *, epsilon: float = 1e-6, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm with statistics in float32, in two passes: E[x^2] - E[x]^2 fails for large means."""
-    return nnx.LayerNorm(features, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs)
+class LayerNorm(nnx.Module):
+    """LayerNorm over the channels, with statistics in float32."""
+
+    def __init__(self, features: int, *, epsilon: float = 1e-6, dtype: DTypeLike, rngs: nnx.Rngs):
+        del rngs  # nothing random; taken so that all layers are made alike
+        self.scale = nnx.Param(jnp.ones((features,)))
+        self.bias = nnx.Param(jnp.zeros((features,)))
+        self.epsilon, self.dtype = epsilon, dtype
+
+    def __call__(self, x: Float[Array, "*axes channels"]) -> Float[Array, "*axes channels"]:
+        """[..., features] -> the same shape."""
+        return layer_norm(x, self.scale[...], self.bias[...], self.epsilon).astype(self.dtype)
 
 
 def uniform_by_fan_in(fan_in: int) -> nnx.Initializer:

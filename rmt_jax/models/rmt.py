@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
 from rmt_jax.models.blocks import Gather, run_blocks
-from rmt_jax.models.layers import BatchNorm, DepthwiseConv2d, DropPath, Linear, conv3x3, layer_norm
+from rmt_jax.models.layers import BatchNorm, DepthwiseConv2d, DropPath, LayerNorm, Linear, conv3x3
 from rmt_jax.models.variants import RMTConfig
 from rmt_jax.ops import Heads, attend, gelu, log_decay_rates, masa, pairs_to_halves, swap_boxes
 
@@ -140,7 +140,7 @@ class Block(nnx.Module):
     def __init__(self, config: RMTConfig, stage: int, drop_path: float, *, dtype: DTypeLike, rngs: nnx.Rngs):
         dim = config.embed_dims[stage]
         self.pos = DepthwiseConv2d(dim, 3, dtype=dtype, rngs=rngs)
-        self.retention_layer_norm = layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.retention_layer_norm = LayerNorm(dim, dtype=dtype, rngs=rngs)
         self.retention = Retention(
             dim,
             config.num_heads[stage],
@@ -150,7 +150,7 @@ class Block(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.final_layer_norm = layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.final_layer_norm = LayerNorm(dim, dtype=dtype, rngs=rngs)
         self.ffn = FFN(dim, int(dim * config.mlp_ratios[stage]), dtype=dtype, rngs=rngs)
         scale = config.layer_scale[stage]
         self.gamma_1 = None if scale is None else nnx.Param(jnp.full((dim,), scale, jnp.float32))
@@ -209,7 +209,7 @@ class Backbone(nnx.Module):
                 for stage, depth in enumerate(config.depths)
             ]
         )
-        norms = [layer_norm(dim, epsilon=EXTRA_NORM_EPSILON, dtype=dtype, rngs=rngs) for dim in config.embed_dims]
+        norms = [LayerNorm(dim, epsilon=EXTRA_NORM_EPSILON, dtype=dtype, rngs=rngs) for dim in config.embed_dims]
         self.extra_norms = nnx.List(norms) if config.extra_norms else None
         self.config, self.dtype = config, dtype
         self.deterministic = False  # model.eval() sets it: no drop path

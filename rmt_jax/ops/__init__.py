@@ -3,6 +3,7 @@
 from rmt_jax.ops.activation import gelu
 from rmt_jax.ops.depthwise import depthwise_conv2d
 from rmt_jax.ops.erasing import random_erasing
+from rmt_jax.ops.layer_norm import layer_norm
 from rmt_jax.ops.linear import linear
 from rmt_jax.ops.manhattan import attend, masa
 from rmt_jax.ops.mixing import blend, box_mask, box_share, draw_box, reverse_groups, swap_boxes
@@ -33,6 +34,7 @@ __all__ = [
     "draw_box",
     "full_retention",
     "gelu",
+    "layer_norm",
     "linear",
     "log_decay_rates",
     "manhattan_decay",

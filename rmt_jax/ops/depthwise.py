@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from rmt_jax.ops.formulations import by_platform
+from rmt_jax.ops.formulations import by_platform, overrides
 
 Map = Float[Array, "batch height width channels"]
 Kernel = Float[Array, "kernel_height kernel_width 1 channels"]
@@ -54,7 +54,9 @@ def _backward(saved: tuple[Map, Kernel], dy: Map) -> tuple[Map, Kernel]:
     dx = depthwise_conv2d(dy, kernel[::-1, ::-1])
     dy = dy.astype(jnp.float32)
     taps = [
-        by_platform("sums", {"reduction": _sum, "by_halves": _sum_by_halves}, window.astype(jnp.float32) * dy)
+        by_platform(
+            "sums", overrides(), {"reduction": _sum, "by_halves": _sum_by_halves}, window.astype(jnp.float32) * dy
+        )
         for _, _, window in _windows(x, kernel)
     ]
     return dx, jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)

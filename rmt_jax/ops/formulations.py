@@ -23,48 +23,54 @@ _CHOICES: Mapping[str, frozenset[str]] = {
 }
 
 
-def overrides() -> dict[str, str]:
+Overrides = tuple[tuple[str, str], ...]  # (operation, formulation)
+
+
+def overrides() -> Overrides:
     """What the environment variable RMT_JAX_FORMULATIONS asks for, such as "retention=at_once,sums=reduction".
 
     Raises:
         ValueError: an operation or a formulation that is not in the table.
     """
     words = [word.strip() for word in os.environ.get(ENVIRONMENT_VARIABLE, "").split(",") if word.strip()]
-    found = {}
+    found = []
     for word in words:
         operation, _, choice = word.partition("=")
         if choice not in _CHOICES.get(operation, ()):
             known = "; ".join(f"{name}={'|'.join(sorted(choices))}" for name, choices in _CHOICES.items())
             raise ValueError(f"{ENVIRONMENT_VARIABLE}: {word!r} is none of {known}.")
-        found[operation] = choice
-    return found
+        found.append((operation, choice))
+    return tuple(found)
 
 
 def chosen(operation: str, platform: str) -> str:
     """The formulation of an operation on a platform (cpu, gpu, tpu), the environment's if it has one."""
     choices = FORMULATIONS[operation]
-    return overrides().get(operation, choices.get(platform, choices["default"]))
+    return dict(overrides()).get(operation, choices.get(platform, choices["default"]))
 
 
 def describe(platform: str) -> str:
     """All choices for a platform in one line, for the summary of a run."""
-    asked = overrides()
+    asked = dict(overrides())
     return ", ".join(
         f"{operation} {chosen(operation, platform)}" + (f" ({ENVIRONMENT_VARIABLE})" if operation in asked else "")
         for operation in FORMULATIONS
     )
 
 
-def by_platform(operation: str, formulations: Mapping[str, Callable[..., Any]], *arguments: Any) -> Any:
+def by_platform(
+    operation: str, asked: Overrides, formulations: Mapping[str, Callable[..., Any]], *arguments: Any
+) -> Any:
     """Apply the formulation of the platform that the program is compiled for, which may be several in one program.
 
     Args:
         operation: of the table.
+        asked: what `overrides` gives.
         formulations: functions of the same arguments and results.
         *arguments: arrays.
     """
-    if operation in overrides():
-        return formulations[chosen(operation, "")](*arguments)
+    if operation in dict(asked):
+        return formulations[dict(asked)[operation]](*arguments)
     choices = {platform: formulations[choice] for platform, choice in FORMULATIONS[operation].items()}
     if len({id(function) for function in choices.values()}) == 1:
         return choices["default"](*arguments)

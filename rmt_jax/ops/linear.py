@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from rmt_jax.ops.formulations import by_platform
+from rmt_jax.ops.formulations import by_platform, overrides
 
 Inputs = Float[Array, "*axes inputs"]
 Outputs = Float[Array, "*axes outputs"]
@@ -15,11 +15,7 @@ Bias = Float[Array, " outputs"]
 
 @jax.custom_vjp
 def linear(x: Inputs, kernel: Kernel, bias: Bias) -> Outputs:
-    """x @ kernel + bias, all of one type.
-
-    The gradients are the usual ones. On a CPU what comes back is computed once before it is used three times (XLA
-    would work it out in each of the products), and its sum is a product with ones.
-    """
+    """x @ kernel + bias, all of one type; the gradients are the usual ones, see `computed_once` and `sum_rows`."""
     return x @ kernel + bias
 
 
@@ -29,14 +25,23 @@ def _forward(x: Inputs, kernel: Kernel, bias: Bias) -> tuple[Outputs, tuple[Inpu
 
 def _backward(saved: tuple[Inputs, Kernel], dy: Outputs) -> tuple[Inputs, Kernel, Bias]:
     x, kernel = saved
-    dy = by_platform("sums", {"reduction": _as_it_is, "by_halves": jax.lax.optimization_barrier}, dy)
-    rows = dy.reshape(-1, dy.shape[-1])
-    dkernel = x.reshape(-1, x.shape[-1]).T @ rows
-    dbias = by_platform("sums", {"reduction": _sum, "by_halves": _sum_by_product}, rows)
-    return dy @ kernel.T, dkernel, dbias
+    dy = computed_once(dy)
+    dkernel = x.reshape(-1, x.shape[-1]).T @ dy.reshape(-1, dy.shape[-1])
+    return dy @ kernel.T, dkernel, sum_rows(dy)
 
 
 linear.defvjp(_forward, _backward)
+
+
+def computed_once(dy: Float[Array, "..."]) -> Float[Array, "..."]:
+    """dy itself, which XLA for CPUs would work out again in each of the products that it is used in."""
+    return by_platform("sums", overrides(), {"reduction": _as_it_is, "by_halves": jax.lax.optimization_barrier}, dy)
+
+
+def sum_rows(x: Outputs) -> Bias:
+    """Over all axes but the last; on CPUs a product with ones, since reductions are slow there."""
+    rows = x.reshape(-1, x.shape[-1])
+    return by_platform("sums", overrides(), {"reduction": _sum, "by_halves": _sum_by_product}, rows)
 
 
 def _as_it_is(x: Array) -> Array:

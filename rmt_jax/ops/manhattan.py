@@ -16,7 +16,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from rmt_jax.ops.formulations import by_platform
+from rmt_jax.ops import formulations
+from rmt_jax.ops.formulations import Overrides, by_platform
 from rmt_jax.ops.pallas_retention import fits, fused_retention_backward, fused_retention_forward
 from rmt_jax.ops.retention import (
     Heads,
@@ -67,18 +68,7 @@ def attend(q: Map, k: Map, v: Map, heads: Heads) -> Map:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _masa(heads: Heads, q: Map, k: Map, v: Map) -> Map:
-    at_once = functools.partial(attend, heads=heads)
-    return by_platform(
-        "retention",
-        {
-            "at_once": at_once,
-            "by_picture": functools.partial(_by_picture, at_once) if _is_large(q) else at_once,
-            "kernel": functools.partial(fused_retention_forward, heads) if _fits(heads, q) else at_once,
-        },
-        q,
-        k,
-        v,
-    )
+    return _result(heads, formulations.overrides(), q, k, v)
 
 
 def _forward(heads: Heads, q: Map, k: Map, v: Map) -> tuple[Map, tuple[Map, Map, Map]]:
@@ -86,22 +76,40 @@ def _forward(heads: Heads, q: Map, k: Map, v: Map) -> tuple[Map, tuple[Map, Map,
 
 
 def _backward(heads: Heads, saved: tuple[Map, Map, Map], dout: Map) -> tuple[Map, Map, Map]:
-    def at_once(q: Map, k: Map, v: Map, dout: Map) -> tuple[Map, Map, Map]:
-        return jax.vjp(functools.partial(attend, heads=heads), q, k, v)[1](dout)
-
-    return by_platform(
-        "retention",
-        {
-            "at_once": at_once,
-            "by_picture": functools.partial(_by_picture, at_once) if _is_large(dout) else at_once,
-            "kernel": functools.partial(fused_retention_backward, heads) if _fits(heads, dout) else at_once,
-        },
-        *saved,
-        dout,
-    )
+    return _gradients(heads, formulations.overrides(), *saved, dout)
 
 
 _masa.defvjp(_forward, _backward)
+
+
+# Compiled with what calls them; jitted so that the blocks of a stage trace them, kernels above all, once.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _result(heads: Heads, overrides: Overrides, q: Map, k: Map, v: Map) -> Map:
+    at_once = functools.partial(attend, heads=heads)
+    kernel = functools.partial(fused_retention_forward, heads)
+    return by_platform("retention", overrides, _formulations(heads, q, at_once, kernel), q, k, v)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _gradients(heads: Heads, overrides: Overrides, q: Map, k: Map, v: Map, dout: Map) -> tuple[Map, Map, Map]:
+    def at_once(q: Map, k: Map, v: Map, dout: Map) -> tuple[Map, Map, Map]:
+        return jax.vjp(functools.partial(attend, heads=heads), q, k, v)[1](dout)
+
+    kernel = functools.partial(fused_retention_backward, heads)
+    return by_platform("retention", overrides, _formulations(heads, q, at_once, kernel), q, k, v, dout)
+
+
+def _formulations(
+    heads: Heads, x: Map, at_once: Callable[..., Any], kernel: Callable[..., Any]
+) -> dict[str, Callable[..., Any]]:
+    """By their names in the table, as far as they make sense for maps of x's shape."""
+    _, height, width, channels = x.shape
+    by_picture = functools.partial(_by_picture, at_once)
+    return {
+        "at_once": at_once,
+        "by_picture": by_picture if len(x) > 1 and height * width >= _LARGE_MAP else at_once,
+        "kernel": kernel if fits(height, width, channels, x.dtype, heads) else at_once,
+    }
 
 
 def _by_picture(function: Callable[..., Any], *maps: Map) -> Any:
@@ -111,11 +119,3 @@ def _by_picture(function: Callable[..., Any], *maps: Map) -> Any:
 
 def _first(x: Map) -> Float[Array, "height width channels"]:
     return x[0]
-
-
-def _is_large(x: Map) -> bool:
-    return len(x) > 1 and x.shape[1] * x.shape[2] >= _LARGE_MAP
-
-
-def _fits(heads: Heads, x: Map) -> bool:
-    return fits(x.shape[1], x.shape[2], x.shape[3], x.dtype, heads)

@@ -9,18 +9,6 @@ from flax import nnx
 from tests.models.small import abstract, arrays, images, predict, primitives, small
 
 
-@pytest.fixture(autouse=True)
-def promotion_inside_layer_norm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """flax's LayerNorm relies on bfloat16 and float32 giving float32; everything of ours stays strict."""
-    original = nnx.LayerNorm.__call__
-
-    def call(self: nnx.LayerNorm, x: jax.Array) -> jax.Array:
-        with jax.numpy_dtype_promotion("standard"):
-            return original(self, x)
-
-    monkeypatch.setattr(nnx.LayerNorm, "__call__", call)
-
-
 def test_parameters_and_logits_are_float32_and_maps_bfloat16() -> None:
     model = abstract("rmt_b_star", dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(arrays(model)[1:])} == {jnp.dtype("float32")}

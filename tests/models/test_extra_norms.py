@@ -7,12 +7,13 @@ import torch
 from flax import nnx
 
 from rmt_jax.models import Classifier, abstract_model, create_model, variant
+from rmt_jax.models.layers import LayerNorm
 from tests.models.small import SIZES, images, jaxtyping_disabled
 
 SMALL = {key: value for key, value in SIZES.items() if key != "num_classes"}
 
 
-def layer_norm(norm: nnx.LayerNorm, x: np.ndarray) -> np.ndarray:
+def layer_norm(norm: LayerNorm, x: np.ndarray) -> np.ndarray:
     """PyTorch's, with upstream's epsilon for these norms."""
     weight, bias = (torch.from_numpy(np.array(array[...])) for array in (norm.scale, norm.bias))
     return torch.nn.functional.layer_norm(torch.from_numpy(x), x.shape[-1:], weight, bias, eps=1e-5).numpy()
@@ -36,7 +37,7 @@ def test_epsilon() -> None:
     """Seen on inputs whose variance is not far above it; the 1e-6 of the other norms would be off by 2 %."""
     model = create_model("rmt_s", task="backbone", extra_norms=True, **SMALL)
     x = 0.01 * np.random.default_rng(0).standard_normal((2, 3, 8)).astype(np.float32)
-    np.testing.assert_allclose(model.extra_norms[0](x), layer_norm(model.extra_norms[0], x), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(model.extra_norms[0](jax.numpy.asarray(x)), layer_norm(model.extra_norms[0], x), rtol=1e-5, atol=1e-6)
 
 
 def test_there_are_four_with_the_channels_of_their_stages() -> None:

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from rmt_jax.models import create_model, factory, variant
-from rmt_jax.models.layers import DepthwiseConv2d, Linear, conv3x3, layer_norm
+from rmt_jax.models.layers import DepthwiseConv2d, LayerNorm, Linear, conv3x3
 from rmt_jax.models.rmt import Block
 from tests.models.small import SIZES, flat, jaxtyping_disabled
 
@@ -60,7 +60,7 @@ def test_depthwise_convolutions_count_their_fan_in_for_each_channel(size: int, b
 
 
 def test_norms_start_at_one_and_zero() -> None:
-    norm = layer_norm(4, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    norm = LayerNorm(4, dtype=jnp.float32, rngs=nnx.Rngs(0))
     assert norm.epsilon == 1e-6
     np.testing.assert_array_equal(norm.scale[...], 1)
     np.testing.assert_array_equal(norm.bias[...], 0)
