@@ -142,6 +142,7 @@ def _title(config: "Config") -> str:
 def _measure(config: "Config", options: argparse.Namespace) -> dict[str, Any]:
     import jax
 
+    from rmt_jax.training.describe import describe_formulations
     from rmt_jax.training.speed import forward_candidate, model_of, train_candidate
     from rmt_jax.training.timing import time_in_turn
 
@@ -156,13 +157,16 @@ def _measure(config: "Config", options: argparse.Namespace) -> dict[str, Any]:
     timings = time_in_turn({OURS: ours.run, **functions}, rounds=options.rounds)
     what = "training step" if train else "forward pass"
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    used = describe_formulations(config, jax.default_backend())
     _print_timings(f"{what} of {_title(config)} on {device}", config, ours.memory, timings, failures)
     if difference is not None:
         _say(f"Same weights: logits differ by {difference:.1e} of the largest (float32, highest precision).")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    _say(f"Formulations: {used}.")
     _say(f"Peak memory of this process: {format_size(peak)}. {options.rounds} rounds, every form in each.")
     return {
         "devices": device,
+        "formulations": used,
         "seconds": {name: timing.rounds for name, timing in timings.items()},
         "images_per_second": {name: config.batch_size / timing.median for name, timing in timings.items()},
         "ratio": _ratio(timings),

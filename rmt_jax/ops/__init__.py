@@ -7,6 +7,7 @@ from rmt_jax.ops.layer_norm import layer_norm
 from rmt_jax.ops.linear import linear
 from rmt_jax.ops.manhattan import attend, masa
 from rmt_jax.ops.mixing import blend, box_mask, box_share, draw_box, reverse_groups, swap_boxes
+from rmt_jax.ops.pallas_retention import fits
 from rmt_jax.ops.retention import (
     Heads,
     axis_decay,
@@ -32,6 +33,7 @@ __all__ = [
     "decomposed_retention",
     "depthwise_conv2d",
     "draw_box",
+    "fits",
     "full_retention",
     "gelu",
     "layer_norm",

@@ -1,7 +1,9 @@
 """Which formulation of an operation a platform uses: one table of measured choices (docs/performance.md)."""
 
+import contextlib
+import contextvars
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -24,38 +26,49 @@ _CHOICES: Mapping[str, frozenset[str]] = {
 
 
 Overrides = tuple[tuple[str, str], ...]  # (operation, formulation)
+_CONTEXT: contextvars.ContextVar[Overrides] = contextvars.ContextVar("formulations", default=())
+
+
+@contextlib.contextmanager
+def asking(**choices: str) -> Iterator[None]:
+    """For functions traced inside: a formulation for an operation, unless the environment asks for another."""
+    token = _CONTEXT.set(tuple(choices.items()))
+    try:
+        yield
+    finally:
+        _CONTEXT.reset(token)
 
 
 def overrides() -> Overrides:
-    """What the environment variable RMT_JAX_FORMULATIONS asks for, such as "retention=at_once,sums=reduction".
+    """What is asked for in place of the table's choices.
+
+    First by the environment variable RMT_JAX_FORMULATIONS ("retention=at_once,sums=reduction"), then by `asking`.
 
     Raises:
         ValueError: an operation or a formulation that is not in the table.
     """
     words = [word.strip() for word in os.environ.get(ENVIRONMENT_VARIABLE, "").split(",") if word.strip()]
-    found = []
+    found = dict(_CONTEXT.get())
     for word in words:
         operation, _, choice = word.partition("=")
         if choice not in _CHOICES.get(operation, ()):
             known = "; ".join(f"{name}={'|'.join(sorted(choices))}" for name, choices in _CHOICES.items())
             raise ValueError(f"{ENVIRONMENT_VARIABLE}: {word!r} is none of {known}.")
-        found.append((operation, choice))
-    return tuple(found)
+        found[operation] = choice
+    return tuple(found.items())
 
 
 def chosen(operation: str, platform: str) -> str:
-    """The formulation of an operation on a platform (cpu, gpu, tpu), the environment's if it has one."""
+    """The formulation of an operation on a platform (cpu, gpu, tpu): what is asked for, or the table's."""
     choices = FORMULATIONS[operation]
     return dict(overrides()).get(operation, choices.get(platform, choices["default"]))
 
 
 def describe(platform: str) -> str:
     """All choices for a platform in one line, for the summary of a run."""
-    asked = dict(overrides())
-    return ", ".join(
-        f"{operation} {chosen(operation, platform)}" + (f" ({ENVIRONMENT_VARIABLE})" if operation in asked else "")
-        for operation in FORMULATIONS
-    )
+    asked = os.environ.get(ENVIRONMENT_VARIABLE)
+    choices = ", ".join(f"{operation} {chosen(operation, platform)}" for operation in FORMULATIONS)
+    return f"{choices} ({ENVIRONMENT_VARIABLE}={asked})" if asked else choices
 
 
 def by_platform(

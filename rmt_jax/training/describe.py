@@ -1,10 +1,13 @@
 """The recipe in words, for the summary table."""
 
+import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from rmt_jax.ops import Heads, fits, formulations, log_decay_rates
 from rmt_jax.training.config import Config
 from rmt_jax.training.sharding import Placement, Tree
 
@@ -42,6 +45,22 @@ def describe_loss(config: Config) -> str:
         f"{distill.kind} distillation from {distill.teacher}, weight {distill.weight:g}": distill.teacher,
     }
     return ", ".join(text for text, present in parts.items() if present)
+
+
+def describe_formulations(config: Config, platform: str) -> str:
+    """What the operations of the model compute with on a platform, and where a kernel cannot be used."""
+    said = formulations.describe(platform)
+    if formulations.chosen("retention", platform) != "kernel":
+        return said
+    model, dtype = config.model.resolve(1), jnp.dtype(config.model.dtype)
+    without = []
+    for stage, dim in enumerate(model.embed_dims):
+        rates = log_decay_rates(model.num_heads[stage], model.decay_start, model.decay_spans[stage])
+        heads = Heads(tuple(rates.tolist()), model.decomposed[stage])
+        side = math.ceil(config.data.image_size / (4 * 2**stage))
+        if not fits(side, side, dim, dtype, heads):
+            without.append(f"{stage + 1} ({side}x{side}x{dim})")
+    return said + (f"; no kernel for the maps of stage {', '.join(without)}" if without else "")
 
 
 def describe_placement(placement: Placement, abstract_state: Tree) -> dict[str, str]:

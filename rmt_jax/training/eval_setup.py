@@ -15,9 +15,17 @@ from rmt_jax.models import abstract_model
 from rmt_jax.models.flops import count_flops
 from rmt_jax.tasks import Classification
 from rmt_jax.training.config import Config
+from rmt_jax.training.describe import describe_formulations
 from rmt_jax.training.program import predict_program, training_task
 from rmt_jax.training.report import log
-from rmt_jax.training.sharding import Tree, batch_sharding, check_division, make_mesh
+from rmt_jax.training.sharding import (
+    Tree,
+    batch_sharding,
+    check_division,
+    formulations_for,
+    make_mesh,
+    platform_of,
+)
 from rmt_jax.training.state import split_model
 
 
@@ -52,6 +60,8 @@ class EvalSetup:
         """What is about to be evaluated, in the words of the summary table."""
         config, model, source = self.config, self.task.model, self.eval_loader.source
         size, devices, batch_size = config.data.image_size, jax.devices(), self.eval_loader.batch_size
+        with formulations_for(self.mesh):
+            used = describe_formulations(config, platform_of(self.mesh))
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.abstract_weights["params"]))
         return {
             "model": f"{config.model.name}, {config.model.dtype}",
@@ -59,6 +69,7 @@ class EvalSetup:
             "FLOPs": f"{count_flops(model, size, size) / 1e9:.3f} G multiply-accumulates a picture of {size}x{size}",
             "devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es)",
             "mesh": ", ".join(f"{axis} {count}" for axis, count in self.mesh.shape.items()),
+            "formulations": used,
             "evaluation data": f"{source.name}: {len(source):,} pictures, {source.num_classes} classes",
             "evaluation batch": f"{batch_size} ({batch_size // len(devices)} a device)",
             "workers": f"{config.data.num_workers} processes, {config.data.num_threads} threads",

@@ -26,6 +26,7 @@ from rmt_jax.training.sharding import (
     Tree,
     WeightGather,
     batch_sharding,
+    formulations_for,
     platform_of,
     replicated,
 )
@@ -99,13 +100,18 @@ def train_program(config: Config, task: Classification, mesh: Mesh, steps_per_ep
         frozen_rules=frozen_rules,
         gather=gather,
     )
+
+    def train_step(state: State, batch: Mapping[str, Array], frozen: Tree) -> tuple[State, dict[str, Array]]:
+        with formulations_for(mesh):
+            return step(state, batch, frozen)
+
     return Program(
         placement=placement,
         optimizer=optimizer,
         learning_rates=rates,
         abstract_state=with_sharding(shapes, shardings),
         train_step=jax.jit(
-            step,
+            train_step,
             in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
             out_shardings=(shardings, replicated(mesh)),
             donate_argnums=0,

@@ -5,6 +5,7 @@ Fully sharded data parallelism: the batch is split over both axes of the mesh, t
 explicitly just before it runs, forward and backward, and their gradients are scattered again at once.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -17,6 +18,8 @@ from jax import Array
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
+
+from rmt_jax.ops import formulations
 
 Tree = Any
 
@@ -180,6 +183,11 @@ class PerDevice:
         """A function of the whole arrays."""
         part = PartitionSpec(self.mesh.axis_names)
         return jax.shard_map(function, mesh=self.mesh, in_specs=part, out_specs=part, check_vma=False)
+
+
+def formulations_for(mesh: Mesh) -> contextlib.AbstractContextManager[None]:
+    """What a program for several devices asks for: adding up halves of a batch would send them to other devices."""
+    return formulations.asking(sums="reduction") if mesh.size > 1 else contextlib.nullcontext()
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

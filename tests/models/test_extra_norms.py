@@ -37,7 +37,9 @@ def test_epsilon() -> None:
     """Seen on inputs whose variance is not far above it; the 1e-6 of the other norms would be off by 2 %."""
     model = create_model("rmt_s", task="backbone", extra_norms=True, **SMALL)
     x = 0.01 * np.random.default_rng(0).standard_normal((2, 3, 8)).astype(np.float32)
-    np.testing.assert_allclose(model.extra_norms[0](jax.numpy.asarray(x)), layer_norm(model.extra_norms[0], x), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        model.extra_norms[0](jax.numpy.asarray(x)), layer_norm(model.extra_norms[0], x), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_there_are_four_with_the_channels_of_their_stages() -> None:

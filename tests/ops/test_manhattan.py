@@ -55,7 +55,8 @@ def test_the_environment_decides_for_every_platform(monkeypatch: pytest.MonkeyPa
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert "tpu_custom_call" not in text
         assert "stablehlo.while" not in text
-    assert formulations.describe("cpu").count(formulations.ENVIRONMENT_VARIABLE) == 2
+    said = "retention at_once, sums reduction (RMT_JAX_FORMULATIONS=retention=at_once, sums=reduction)"
+    assert formulations.describe("cpu") == said
 
 
 @pytest.mark.parametrize("value", ["retention", "retention=fast", "attention=kernel"])
@@ -65,6 +66,14 @@ def test_an_unknown_formulation_is_refused(value: str, monkeypatch: pytest.Monke
         ValueError, match=r"is none of retention=at_once\|by_picture\|kernel; sums=by_halves\|reduction"
     ):
         formulations.overrides()
+
+
+def test_the_environment_comes_before_what_a_program_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with formulations.asking(sums="reduction", retention="at_once"):
+        assert formulations.chosen("sums", "cpu") == "reduction"
+        monkeypatch.setenv(formulations.ENVIRONMENT_VARIABLE, "sums=by_halves")
+        assert formulations.overrides() == (("sums", "by_halves"), ("retention", "at_once"))
+    assert formulations.overrides() == (("sums", "by_halves"),)
 
 
 def test_what_a_summary_says() -> None:

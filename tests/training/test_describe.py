@@ -1,0 +1,24 @@
+"""What the summary says about formulations; the rest of it is seen in real runs."""
+
+import pytest
+
+from rmt_jax.training.config import parse
+from rmt_jax.training.describe import describe_formulations
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "expected"),
+    [
+        ("rmt_s", 224, ""),
+        ("rmt_s", 1024, "; no kernel for the maps of stage 1 (256x256x64), 2 (128x128x128), 4 (32x32x512)"),
+        ("rmt_nano", 64, "; no kernel for the maps of stage 1 (16x16x24), 2 (8x8x48)"),
+    ],
+)
+def test_what_a_tpu_computes_with(name: str, size: int, expected: str) -> None:
+    config = parse({"model": {"name": name, "dtype": "bfloat16"}, "data": {"image_size": size}})
+    assert describe_formulations(config, "tpu") == f"retention kernel, sums reduction{expected}"
+
+
+def test_other_platforms_need_no_kernel() -> None:
+    config = parse({"model": {"name": "rmt_nano"}, "data": {"image_size": 1024}})
+    assert describe_formulations(config, "cpu") == "retention by_picture, sums by_halves"
