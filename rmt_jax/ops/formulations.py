@@ -12,15 +12,15 @@ ENVIRONMENT_VARIABLE = "RMT_JAX_FORMULATIONS"
 
 # operation -> platform -> formulation; "default" is for platforms that are not named.
 FORMULATIONS: Mapping[str, Mapping[str, str]] = {
-    # The heart of a retention layer: all pictures at once; large maps picture by picture, so that logits stay in the
-    # cache; or a Pallas kernel, for maps that fit into a TPU's vector memory.
-    "retention": {"cpu": "by_picture", "tpu": "kernel", "default": "at_once"},
+    # The heart of a retention layer: products of all pictures at once, or a Pallas kernel for maps that fit into a
+    # TPU's vector memory.
+    "retention": {"tpu": "kernel", "default": "at_once"},
     # Sums over pictures and positions in the gradient of a depthwise convolution: one reduction, or halves added up and
     # a product with ones, which XLA's CPU backend does 20 times faster.
     "sums": {"cpu": "by_halves", "default": "reduction"},
 }
 _CHOICES: Mapping[str, frozenset[str]] = {
-    "retention": frozenset({"at_once", "by_picture", "kernel"}),
+    "retention": frozenset({"at_once", "kernel"}),
     "sums": frozenset({"by_halves", "reduction"}),
 }
 

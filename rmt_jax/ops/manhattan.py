@@ -8,8 +8,6 @@ Axes: batch, height, width, channels = heads * dim.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -30,9 +28,6 @@ from rmt_jax.ops.retention import (
 )
 
 Map = Float[Array, "batch height width channels"]
-
-# Tokens of a map from which on a CPU is faster with one picture at a time: 56x56 gains, 28x28 loses.
-_LARGE_MAP = 2048
 
 
 def masa(q: Map, k: Map, v: Map, heads: Heads) -> Map:
@@ -86,8 +81,8 @@ _masa.defvjp(_forward, _backward)
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _result(heads: Heads, overrides: Overrides, q: Map, k: Map, v: Map) -> Map:
     at_once = functools.partial(attend, heads=heads)
-    kernel = functools.partial(fused_retention_forward, heads)
-    return by_platform("retention", overrides, _formulations(heads, q, at_once, kernel), q, k, v)
+    kernel = functools.partial(fused_retention_forward, heads) if _fits(heads, q) else at_once
+    return by_platform("retention", overrides, {"at_once": at_once, "kernel": kernel}, q, k, v)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -95,27 +90,9 @@ def _gradients(heads: Heads, overrides: Overrides, q: Map, k: Map, v: Map, dout:
     def at_once(q: Map, k: Map, v: Map, dout: Map) -> tuple[Map, Map, Map]:
         return jax.vjp(functools.partial(attend, heads=heads), q, k, v)[1](dout)
 
-    kernel = functools.partial(fused_retention_backward, heads)
-    return by_platform("retention", overrides, _formulations(heads, q, at_once, kernel), q, k, v, dout)
+    kernel = functools.partial(fused_retention_backward, heads) if _fits(heads, q) else at_once
+    return by_platform("retention", overrides, {"at_once": at_once, "kernel": kernel}, q, k, v, dout)
 
 
-def _formulations(
-    heads: Heads, x: Map, at_once: Callable[..., Any], kernel: Callable[..., Any]
-) -> dict[str, Callable[..., Any]]:
-    """By their names in the table, as far as they make sense for maps of x's shape."""
-    _, height, width, channels = x.shape
-    by_picture = functools.partial(_by_picture, at_once)
-    return {
-        "at_once": at_once,
-        "by_picture": by_picture if len(x) > 1 and height * width >= _LARGE_MAP else at_once,
-        "kernel": kernel if fits(height, width, channels, x.dtype, heads) else at_once,
-    }
-
-
-def _by_picture(function: Callable[..., Any], *maps: Map) -> Any:
-    """A function of maps, for one picture after the other."""
-    return jax.lax.map(lambda pictures: jax.tree.map(_first, function(*(x[None] for x in pictures))), maps)
-
-
-def _first(x: Map) -> Float[Array, "height width channels"]:
-    return x[0]
+def _fits(heads: Heads, x: Map) -> bool:
+    return fits(x.shape[1], x.shape[2], x.shape[3], x.dtype, heads)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmt_jax.ops import Heads, formulations, manhattan, masa, pairs_to_halves
+from rmt_jax.ops import Heads, formulations, masa, pairs_to_halves
 from tests.ops.test_pallas_retention import errors, heads_of, maps, specification, with_gradients
 
 Function = Callable[..., jax.Array]
@@ -19,26 +19,20 @@ def ours(heads: Heads) -> Function:
     return lambda q, k, v: masa(pairs_to_halves(q, count), pairs_to_halves(k, count), v, heads)
 
 
-@pytest.mark.parametrize("formulation", ["at_once", "by_picture"])
 @pytest.mark.parametrize("full", [False, True])
-def test_equals_the_specification(formulation: str, full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(formulations.ENVIRONMENT_VARIABLE, f"retention={formulation}")
-    monkeypatch.setattr(manhattan, "_LARGE_MAP", 1)
+def test_equals_the_specification(full: bool) -> None:
     arguments = maps(3, 5, 7, 24)
-    function = with_gradients(ours(heads_of(2, full)))
-    assert ("while" in function.lower(*arguments).as_text()) == (formulation == "by_picture")
-    result, *gradients = errors(function(*arguments), with_gradients(specification(2, full))(*arguments))
+    ours_of_both = with_gradients(ours(heads_of(2, full)))(*arguments)
+    result, *gradients = errors(ours_of_both, with_gradients(specification(2, full))(*arguments))
     assert result < 1e-6
     assert max(gradients) < 1e-5
 
 
 def test_each_platform_gets_its_formulation() -> None:
-    """A map that is large for a CPU and fits into a TPU's memory."""
     arguments = [jax.ShapeDtypeStruct((2, 56, 56, 64), jnp.bfloat16)] * 4
     traced = with_gradients(ours(heads_of(4, False))).trace(*arguments)
     texts = {platform: traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "cuda", "tpu")}
     assert {name: text.count("tpu_custom_call") for name, text in texts.items()} == {"cpu": 0, "cuda": 0, "tpu": 2}
-    assert {name for name, text in texts.items() if "stablehlo.while" in text} == {"cpu"}
 
 
 def test_a_map_of_a_detector_needs_no_kernel() -> None:
@@ -54,7 +48,6 @@ def test_the_environment_decides_for_every_platform(monkeypatch: pytest.MonkeyPa
     for platform in ("cpu", "tpu"):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert "tpu_custom_call" not in text
-        assert "stablehlo.while" not in text
     said = "retention at_once, sums reduction (RMT_JAX_FORMULATIONS=retention=at_once, sums=reduction)"
     assert formulations.describe("cpu") == said
 
@@ -62,9 +55,7 @@ def test_the_environment_decides_for_every_platform(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("value", ["retention", "retention=fast", "attention=kernel"])
 def test_an_unknown_formulation_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(formulations.ENVIRONMENT_VARIABLE, value)
-    with pytest.raises(
-        ValueError, match=r"is none of retention=at_once\|by_picture\|kernel; sums=by_halves\|reduction"
-    ):
+    with pytest.raises(ValueError, match=r"is none of retention=at_once\|kernel; sums=by_halves\|reduction"):
         formulations.overrides()
 
 
@@ -78,7 +69,7 @@ def test_the_environment_comes_before_what_a_program_asks_for(monkeypatch: pytes
 
 def test_what_a_summary_says() -> None:
     assert formulations.describe("tpu") == "retention kernel, sums reduction"
-    assert formulations.describe("cpu") == "retention by_picture, sums by_halves"
+    assert formulations.describe("cpu") == "retention at_once, sums by_halves"
     assert formulations.describe("gpu") == "retention at_once, sums reduction"
 
 

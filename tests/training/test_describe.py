@@ -21,4 +21,4 @@ def test_what_a_tpu_computes_with(name: str, size: int, expected: str) -> None:
 
 def test_other_platforms_need_no_kernel() -> None:
     config = parse({"model": {"name": "rmt_nano"}, "data": {"image_size": 1024}})
-    assert describe_formulations(config, "cpu") == "retention by_picture, sums by_halves"
+    assert describe_formulations(config, "cpu") == "retention at_once, sums by_halves"

@@ -170,6 +170,8 @@ def test_reading_weights_names_the_damage(workdir: pathlib.Path) -> None:
     assert str(folder(workdir)) in str(error.value)
 
 
+# Orbax closes its event loop under the threads of the other arrays, which complain on a busy machine.
+@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 def test_a_save_that_fails_says_where_and_why(workdir: pathlib.Path) -> None:
     """A limit on the size of files stands for a full disk; tests/damage.py has real ones."""
     checkpoints = Checkpoints(workdir, CheckpointConfig())
