@@ -90,9 +90,10 @@ class Retention(nnx.Module):
         """[batch height width channels] -> the same shape."""
         q, k = self._queries_and_keys(x)
         v = self.v_proj(x)
-        attend = functools.partial(masa, heads=self.heads)
-        y = attend(q, k, v) if self.per_device is None else self.per_device(attend)(q, k, v)
-        return self.out_proj(y + self.lepe(v))
+        retain: Callable[..., Map] = functools.partial(masa, heads=self.heads)
+        if self.per_device is not None:
+            retain = self.per_device(retain)
+        return self.out_proj(retain(q, k, v) + self.lepe(v))
 
     def attention(self, x: Map, row: int, column: int) -> Float[Array, "batch heads height width"]:
         """How much of every position's value goes into the output of one position: each head's map sums to 1.
