@@ -15,15 +15,14 @@ FORMULATIONS: Mapping[str, Mapping[str, str]] = {
     # The heart of a retention layer: products of all pictures at once, or a Pallas kernel for maps that fit into a
     # TPU's vector memory.
     "retention": {"tpu": "kernel", "default": "at_once"},
-    # Sums over pictures and positions in the gradient of a depthwise convolution: one reduction, or halves added up and
-    # a product with ones, which XLA's CPU backend does 20 times faster.
+    # Sums over pictures and positions in gradients: one reduction, or halves of the batch added up and a product with
+    # ones, which XLA's CPU backend does 20 times faster.
     "sums": {"cpu": "by_halves", "default": "reduction"},
 }
 _CHOICES: Mapping[str, frozenset[str]] = {
     "retention": frozenset({"at_once", "kernel"}),
     "sums": frozenset({"by_halves", "reduction"}),
 }
-
 
 Overrides = tuple[tuple[str, str], ...]  # (operation, formulation)
 _CONTEXT: contextvars.ContextVar[Overrides] = contextvars.ContextVar("formulations", default=())
