@@ -33,7 +33,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*axes inputs"]) -> Float[Array, "*axes outputs"]:
         """[..., in_features] -> [..., out_features]."""
-        return self.project(x, self.kernel[...], self.bias[...])
+        return self.project(x, jnp.asarray(self.kernel[...]), jnp.asarray(self.bias[...]))
 
     def project(
         self, x: Float[Array, "*axes inputs"], kernel: Float[Array, "inputs outputs"], bias: Float[Array, " outputs"]
@@ -70,7 +70,8 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*axes channels"]) -> Float[Array, "*axes channels"]:
         """[..., features] -> the same shape."""
-        return layer_norm(x, self.scale[...], self.bias[...], self.epsilon).astype(self.dtype)
+        scale, bias = jnp.asarray(self.scale[...]), jnp.asarray(self.bias[...])
+        return layer_norm(x, scale, bias, self.epsilon).astype(self.dtype)
 
 
 def uniform_by_fan_in(fan_in: int) -> nnx.Initializer:

@@ -112,10 +112,9 @@ class Retention(nnx.Module):
 
     def _queries_and_keys(self, x: Map) -> tuple[Map, Map]:
         """As projected, in the order of channels that `rotate` works with."""
+        reorder = functools.partial(pairs_to_halves, num_heads=len(self.heads.log_rates))
         q, k = (
-            projection.project(
-                x, *(pairs_to_halves(w[...], len(self.heads.log_rates)) for w in (projection.kernel, projection.bias))
-            )
+            projection.project(x, *(reorder(jnp.asarray(w[...])) for w in (projection.kernel, projection.bias)))
             for projection in (self.q_proj, self.k_proj)
         )
         return q, k
