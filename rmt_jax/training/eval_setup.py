@@ -13,6 +13,7 @@ from rmt_jax.convert import Preprocessing, Weights, class_differences, load_into
 from rmt_jax.data import EvalLoader, open_source
 from rmt_jax.models import abstract_model
 from rmt_jax.models.flops import count_flops
+from rmt_jax.ops import formulations
 from rmt_jax.tasks import Classification
 from rmt_jax.training.config import Config
 from rmt_jax.training.describe import describe_formulations
@@ -123,6 +124,7 @@ def prepare_evaluation(config: Config) -> EvalSetup:
         ValueError: a configuration that cannot run here.
         FileNotFoundError: data that is not there.
     """
+    formulations.overrides()  # what the environment asks for is refused here, if at all
     mesh = make_mesh(config.mesh)
     batch_size = config.eval_batch_size or config.batch_size
     check_division("eval_batch_size" if config.eval_batch_size else "batch_size", batch_size, mesh.size, 1)

@@ -145,9 +145,15 @@ def place_model(
     for _, module in nnx.iter_modules(model):
         if isinstance(module, Stage):
             module.gather = gather
-        elif isinstance(module, Retention):
-            module.per_device = PerDevice(mesh)
+    keep_to_devices(model, mesh)
     return placement, gather
+
+
+def keep_to_devices(model: nnx.Module, mesh: Mesh) -> None:
+    """Tell retention that pictures are split over a mesh; else no model with kernels compiles for several TPUs."""
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, Retention):
+            module.per_device = PerDevice(mesh)
 
 
 def with_sharding(shapes: Tree, shardings: Tree) -> Tree:

@@ -7,11 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
+from rmt_jax.models import abstract_model, create_model
+from rmt_jax.training.chips import open_topology
 from rmt_jax.training.config import Config, parse
 from rmt_jax.training.describe import describe_placement
-from rmt_jax.training.program import Program, train_program, training_task
-from rmt_jax.training.sharding import MeshConfig, Placement, batch_sharding, make_mesh
+from rmt_jax.training.program import Program, keep_to_devices, train_program, training_task, with_sharding
+from rmt_jax.training.sharding import MeshConfig, Placement, batch_sharding, make_mesh, replicated
 from tests.training.conftest import TINY
 
 STATE: dict[str, Any] = {
@@ -95,3 +98,25 @@ def test_weights_are_gathered_block_by_block() -> None:
     assert counts["all-to-all"] == 0
     # Mixing exchanges pictures with the other half of the batch: one permutation at most a device.
     assert counts["collective-permute"] <= 8
+
+
+@pytest.mark.slow
+def test_a_model_kept_to_its_devices_compiles_for_several_tpus() -> None:
+    """As teachers and `rmt labels make` run; left to itself the compiler refuses to split a kernel."""
+    _, devices = open_topology("v5e:2x2")
+    mesh = make_mesh(MeshConfig(), devices)
+    model = abstract_model(lambda rngs: create_model("rmt_t", depths=(1, 1, 1, 1), dtype=jnp.bfloat16, rngs=rngs))
+    model.eval()
+
+    def lowered() -> Any:
+        graph, state = nnx.split(model)
+        weights = nnx.to_pure_dict(state)
+        whole = with_sharding(weights, jax.tree.map(lambda _: replicated(mesh), weights))
+        images = jax.ShapeDtypeStruct((4, 64, 64, 3), jnp.bfloat16, sharding=batch_sharding(mesh))
+        with jax.set_mesh(mesh):
+            return jax.jit(lambda state, images: nnx.merge(graph, state)(images)).lower(whole, images)
+
+    with pytest.raises(NotImplementedError, match="shard_map"):
+        lowered()
+    keep_to_devices(model, mesh)
+    assert "tpu_custom_call" in lowered().compile().as_text()
