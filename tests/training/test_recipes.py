@@ -92,7 +92,7 @@ def test_every_recipe_makes_a_training_step(config: str, standin: StandIn, stand
     setup = prepare(parse(load_config(f"configs/{config}", arguments)))
     batch = put_batch(next(setup.train_loader.batches(0, 1)), setup.batch_sharding)
     assert ("label_scores" in batch) == starred
-    state, metrics = jax.eval_shape(setup.train_step, setup.program.abstract_state, batch)
+    state, metrics = setup.program.train_step.eval_shape(setup.program.abstract_state, batch, {})
     assert metrics["loss"].shape == ()
     before, after = (
         jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree) for tree in (setup.program.abstract_state, state)
