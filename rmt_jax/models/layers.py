@@ -162,3 +162,7 @@ class DropPath(nnx.Module):
         keep = 1 - rate
         mask = jax.random.bernoulli(key, keep, (x.shape[0], 1, 1, 1))
         return jnp.where(mask, x.astype(jnp.float32) / keep, 0).astype(x.dtype)
+
+    def factor(self, batch: int, key: Array | None, rate: Array | float | None = None) -> Float[Array, " batch"]:
+        """What the call multiplies each of so many samples with: 0 or 1 / keep, the same draws."""
+        return self(jnp.ones((batch, 1, 1, 1)), key, rate).reshape(batch)

@@ -5,7 +5,7 @@ Maps are [batch height width channels]; parameter paths keep the names of the au
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +18,34 @@ from jaxtyping import Float, Int
 from rmt_jax.models.blocks import Gather, run_blocks
 from rmt_jax.models.layers import BatchNorm, DepthwiseConv2d, DropPath, LayerNorm, Linear, conv3x3
 from rmt_jax.models.variants import RMTConfig
-from rmt_jax.ops import Heads, attend, gelu, log_decay_rates, masa, pairs_to_halves, swap_boxes
+from rmt_jax.ops import (
+    FFNWeights,
+    Heads,
+    attend,
+    ffn_fits,
+    formulations,
+    fused_ffn,
+    gelu,
+    log_decay_rates,
+    masa,
+    pairs_to_halves,
+    swap_boxes,
+)
 
 Images = Array | np.ndarray  # checked by check_images, with errors for users
 Map = Float[Array, "batch height width channels"]
 Output = Float[Array, "batch _ _ _"]  # a map of another size
-# Makes a function of maps work on every device's own pictures: a kernel cannot be split by the compiler.
-PerDevice = Callable[[Callable[..., Map]], Callable[..., Map]]
 
 MIN_SIZE = 32  # the stride of the last stage
 MIX_SCALE = 8  # stem positions along each side of a token of the last stage
 EXTRA_NORM_EPSILON = 1e-5  # upstream's, unlike the 1e-6 of all other LayerNorms
+
+
+class PerDevice(Protocol):
+    """Makes a function of maps work on every device's own pictures: a kernel cannot be split by the compiler."""
+
+    def __call__(self, function: Callable[..., Map], *, weights: int = 0) -> Callable[..., Map]:
+        """The function of whole arrays, of which the last `weights` have no pictures."""
 
 
 class FeatureInfo(NamedTuple):
@@ -156,13 +173,36 @@ class Block(nnx.Module):
         self.gamma_1 = None if scale is None else nnx.Param(jnp.full((dim,), scale, jnp.float32))
         self.gamma_2 = None if scale is None else nnx.Param(jnp.full((dim,), scale, jnp.float32))
         self.drop_path = DropPath(drop_path)
+        self.per_device: PerDevice | None = None  # training sets it where pictures are split over devices
 
     def __call__(self, x: Map, key: Array | None = None, rate: Array | float | None = None) -> Map:
         """[batch height width channels] -> the same shape; the key draws the drop path, `rate` replaces its rate."""
         keys = (None, None) if key is None else jax.random.split(key)
         x = x + self.pos(x)
         x = x + self.drop_path(_scale(self.gamma_1, self.retention(self.retention_layer_norm(x))), keys[0], rate)
+        if self._has_kernel(x):
+            return self._fused_ffn(x, self.drop_path.factor(len(x), keys[1], rate))
         return x + self.drop_path(_scale(self.gamma_2, self.ffn(self.final_layer_norm(x))), keys[1], rate)
+
+    def _has_kernel(self, x: Map) -> bool:
+        (_, height, width, _), fc1 = x.shape, self.ffn.fc1
+        channels, hidden = fc1.kernel.shape
+        return formulations.chosen_here("ffn") == "kernel" and ffn_fits(height, width, channels, hidden, fc1.dtype)
+
+    def _fused_ffn(self, x: Map, factor: Float[Array, " batch"]) -> Map:
+        """The same by a kernel, which is given the drop path's factor of each picture."""
+        norm, layers = self.final_layer_norm, (self.ffn.fc1, self.ffn.dwconv, self.ffn.fc2)
+        leaves = [
+            norm.scale,
+            norm.bias,
+            *(leaf for layer in layers for leaf in (layer.kernel, layer.bias)),
+            self.gamma_2,
+        ]
+        weights = FFNWeights._make(None if leaf is None else jnp.asarray(leaf[...]) for leaf in leaves)
+        fused: Callable[..., Map] = functools.partial(fused_ffn, epsilon=self.final_layer_norm.epsilon)
+        if self.per_device is not None:
+            fused = self.per_device(fused, weights=1)
+        return fused(x.astype(self.ffn.fc1.dtype), factor, weights)
 
 
 def _scale(gamma: nnx.Param | None, x: Array) -> Array:

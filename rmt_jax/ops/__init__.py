@@ -3,10 +3,12 @@
 from rmt_jax.ops.activation import gelu
 from rmt_jax.ops.depthwise import depthwise_conv2d
 from rmt_jax.ops.erasing import random_erasing
+from rmt_jax.ops.feed_forward import FFNWeights, fused_ffn
 from rmt_jax.ops.layer_norm import layer_norm
 from rmt_jax.ops.linear import linear
 from rmt_jax.ops.manhattan import attend, masa
 from rmt_jax.ops.mixing import blend, box_mask, box_share, draw_box, reverse_groups, swap_boxes
+from rmt_jax.ops.pallas_ffn import ffn_fits
 from rmt_jax.ops.pallas_retention import fits
 from rmt_jax.ops.retention import (
     Heads,
@@ -24,6 +26,7 @@ from rmt_jax.ops.retention import (
 from rmt_jax.ops.token_labels import token_targets
 
 __all__ = [
+    "FFNWeights",
     "Heads",
     "attend",
     "axis_decay",
@@ -33,8 +36,10 @@ __all__ = [
     "decomposed_retention",
     "depthwise_conv2d",
     "draw_box",
+    "ffn_fits",
     "fits",
     "full_retention",
+    "fused_ffn",
     "gelu",
     "layer_norm",
     "linear",

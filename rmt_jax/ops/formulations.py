@@ -18,24 +18,32 @@ FORMULATIONS: Mapping[str, Mapping[str, str]] = {
     # Sums over pictures and positions in gradients: one reduction, or halves of the batch added up and a product with
     # ones, which XLA's CPU backend does 20 times faster.
     "sums": {"cpu": "by_halves", "default": "reduction"},
+    # The feed-forward branch of a block: its layers one after the other, or a Pallas kernel for maps that fit.
+    "ffn": {"tpu": "kernel", "default": "layers"},
 }
 _CHOICES: Mapping[str, frozenset[str]] = {
     "retention": frozenset({"at_once", "kernel"}),
     "sums": frozenset({"by_halves", "reduction"}),
+    "ffn": frozenset({"kernel", "layers"}),
 }
 
 Overrides = tuple[tuple[str, str], ...]  # (operation, formulation)
 _CONTEXT: contextvars.ContextVar[Overrides] = contextvars.ContextVar("formulations", default=())
+_PLATFORM: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
 
 @contextlib.contextmanager
-def asking(**choices: str) -> Iterator[None]:
-    """For functions traced inside: a formulation for an operation, unless the environment asks for another."""
-    token = _CONTEXT.set(tuple(choices.items()))
+def asking(platform: str | None = None, **choices: str) -> Iterator[None]:
+    """For functions traced inside: a formulation for an operation, unless the environment asks for another.
+
+    platform: what they are compiled for, where that is not jax.default_backend().
+    """
+    tokens = _CONTEXT.set(tuple(choices.items())), _PLATFORM.set(platform)
     try:
         yield
     finally:
-        _CONTEXT.reset(token)
+        _CONTEXT.reset(tokens[0])
+        _PLATFORM.reset(tokens[1])
 
 
 def overrides() -> Overrides:
@@ -61,6 +69,13 @@ def chosen(operation: str, platform: str) -> str:
     """The formulation of an operation on a platform (cpu, gpu, tpu): what is asked for, or the table's."""
     choices = FORMULATIONS[operation]
     return dict(overrides()).get(operation, choices.get(platform, choices["default"]))
+
+
+def chosen_here(operation: str) -> str:
+    """The formulation of an operation in what is being traced, for choices that `by_platform` cannot make: of programs
+    that keep different things for the backward pass.
+    """
+    return chosen(operation, _PLATFORM.get() or jax.default_backend())
 
 
 def describe(platform: str) -> str:

@@ -19,6 +19,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from rmt_jax.ops import pallas_chip
+from rmt_jax.ops.pallas_chip import MIB
 from rmt_jax.ops.pallas_heads import LANES, round_up
 from rmt_jax.ops.pallas_kernels import backward_axes, backward_full, forward_axes, forward_full
 from rmt_jax.ops.pallas_plan import Plan, Tables
@@ -26,8 +28,6 @@ from rmt_jax.ops.retention import Heads, rotary_phase
 
 Map = Float[Array, "batch height width channels"]
 
-MIB = 2**20
-_LATER_CHIPS = 64 * MIB
 _STEP_BYTES = MIB // 2  # of one operand: enough that a step takes longer than its start
 
 
@@ -115,7 +115,7 @@ def _call(plan: Plan, interpret: bool, *maps: Map) -> tuple[Map, ...]:
         scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in plan.map_shapes(backward) + plan.decay_shapes],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel",),
-            vmem_limit_bytes=min(needed + needed // 4 + MIB, _chip_memory()),
+            vmem_limit_bytes=min(needed + needed // 4 + MIB, pallas_chip.chip_memory()),
         ),
         interpret=interpret,
         name=f"retention_{'full' if plan.full else 'axes'}_{'backward' if backward else 'forward'}",
@@ -153,15 +153,7 @@ def fits(height: int, width: int, channels: int, dtype: DTypeLike, heads: Heads)
     if not _heads_fill_lanes(channels, heads):
         return False
     plan = Plan(height, width, channels, heads.log_rates, jnp.dtype(dtype), not heads.decomposed)
-    return _needed_memory(plan, True, _TIGHT) <= _chip_memory()
-
-
-def _chip_memory() -> int:
-    """Bytes of vector memory of a core of the chip that is compiled for: 16 MiB on v4, 64 or 128 on later ones."""
-    try:
-        return pltpu.get_tpu_info().vmem_capacity_bytes
-    except ValueError:  # no TPU
-        return _LATER_CHIPS
+    return _needed_memory(plan, True, _TIGHT) <= pallas_chip.chip_memory()
 
 
 class _Step(NamedTuple):
@@ -189,7 +181,7 @@ def _step(plan: Plan, backward: bool, batch: int) -> _Step:
         _ROOMY._replace(pictures=pictures, logits=logits) for pictures in range(most, 0, -1) if batch % pictures == 0
     ]
     for step in [*steps, _TIGHT]:
-        if _needed_memory(plan, backward, step) <= _chip_memory():
+        if _needed_memory(plan, backward, step) <= pallas_chip.chip_memory():
             return step
     raise ValueError(
         f"A map of {plan.height}x{plan.width}x{plan.channels} does not fit into the chip's vector memory; ask `fits` "

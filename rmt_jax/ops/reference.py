@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from rmt_jax.ops.feed_forward import FFNWeights
+
 
 def retention(
     q: Float[Array, "queries dim"],
@@ -45,3 +47,19 @@ def depthwise_conv2d(
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """x times the standard normal distribution function at x: PyTorch's default GELU, not the tanh approximation."""
     return x * jax.scipy.stats.norm.cdf(x)
+
+
+def feed_forward(
+    x: Float[Array, "batch height width channels"],
+    factor: Float[Array, " batch"],
+    weights: FFNWeights,
+    epsilon: float,
+) -> Float[Array, "batch height width channels"]:
+    """The feed-forward branch of a block with its residual, whose share in each picture is the factor."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    normal = centred / jnp.sqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + epsilon)
+    h = gelu((normal * weights.norm_scale + weights.norm_bias) @ weights.fc1_kernel + weights.fc1_bias)
+    h = h + depthwise_conv2d(h, weights.dw_kernel) + weights.dw_bias
+    branch = h @ weights.fc2_kernel + weights.fc2_bias
+    gamma = 1.0 if weights.gamma is None else weights.gamma
+    return x + factor[:, None, None, None] * gamma * branch

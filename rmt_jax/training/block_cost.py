@@ -19,7 +19,7 @@ from rmt_jax.training.ahead import NUM_CLASSES
 from rmt_jax.training.config import Config
 from rmt_jax.training.cost import count_flops
 from rmt_jax.training.program import place_model, training_task
-from rmt_jax.training.sharding import MeshConfig, batch_sharding, make_mesh, replicated
+from rmt_jax.training.sharding import MeshConfig, batch_sharding, formulations_for, make_mesh, replicated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _cost(
         jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), weights),
         jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split),
     )
-    with jax.set_mesh(mesh):  # kernels learn from it what they are compiled for
+    with formulations_for(mesh):
         traced = jax.jit(function).trace(*arguments)
         compiled = traced.lower().compile()
     memory, accessed = compiled.memory_analysis(), compiled.cost_analysis()["bytes accessed"]

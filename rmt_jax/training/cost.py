@@ -31,7 +31,8 @@ def count_flops(jaxpr: Any) -> int:
         elif name == "cond":
             total += max(count_flops(branch.jaxpr) for branch in params["branches"])
         elif name == "pallas_call":
-            continue  # its products are not those of the operation; the branch without a kernel is counted
+            # What it says of itself. Retention's kernels say nothing: the branch without a kernel is counted.
+            total += params["cost_estimate"].flops if params["cost_estimate"] else 0
         elif name == "shard_map":  # shapes inside are those of a device
             total += params["mesh"].size * sum(map(count_flops, _inner(params)))
         else:

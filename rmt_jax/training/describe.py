@@ -6,8 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
-from rmt_jax.ops import Heads, fits, formulations, log_decay_rates
+from rmt_jax.models import RMTConfig
+from rmt_jax.ops import Heads, ffn_fits, fits, formulations, log_decay_rates
 from rmt_jax.training.config import Config
 from rmt_jax.training.sharding import Placement, Tree
 
@@ -49,18 +51,29 @@ def describe_loss(config: Config) -> str:
 
 def describe_formulations(config: Config, platform: str) -> str:
     """What the operations of the model compute with on a platform, and where a kernel cannot be used."""
-    said = formulations.describe(platform)
-    if formulations.chosen("retention", platform) != "kernel":
-        return said
-    model, dtype = config.model.resolve(1), jnp.dtype(config.model.dtype)
-    without = []
-    for stage, dim in enumerate(model.embed_dims):
-        rates = log_decay_rates(model.num_heads[stage], model.decay_start, model.decay_spans[stage])
-        heads = Heads(tuple(rates.tolist()), model.decomposed[stage])
-        side = math.ceil(config.data.image_size / (4 * 2**stage))
-        if not fits(side, side, dim, dtype, heads):
-            without.append(f"{stage + 1} ({side}x{side}x{dim})")
-    return said + (f"; no kernel for the maps of stage {', '.join(without)}" if without else "")
+    parts = [formulations.describe(platform)]
+    for operation, has_kernel in (("retention", _retention_fits), ("ffn", _ffn_fits)):
+        if formulations.chosen(operation, platform) == "kernel":
+            model = config.model.resolve(1)
+            sides = [math.ceil(config.data.image_size / (4 * 2**stage)) for stage in range(len(model.embed_dims))]
+            without = [
+                f"{stage + 1} ({side}x{side}x{model.embed_dims[stage]})"
+                for stage, side in enumerate(sides)
+                if not has_kernel(model, stage, side, jnp.dtype(config.model.dtype))
+            ]
+            if without:
+                parts.append(f"no {operation} kernel for the maps of stage {', '.join(without)}")
+    return "; ".join(parts)
+
+
+def _retention_fits(model: RMTConfig, stage: int, side: int, dtype: DTypeLike) -> bool:
+    rates = log_decay_rates(model.num_heads[stage], model.decay_start, model.decay_spans[stage])
+    return fits(side, side, model.embed_dims[stage], dtype, Heads(tuple(rates.tolist()), model.decomposed[stage]))
+
+
+def _ffn_fits(model: RMTConfig, stage: int, side: int, dtype: DTypeLike) -> bool:
+    dim = model.embed_dims[stage]
+    return ffn_fits(side, side, dim, int(dim * model.mlp_ratios[stage]), dtype)
 
 
 def describe_placement(placement: Placement, abstract_state: Tree) -> dict[str, str]:

@@ -14,7 +14,7 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from rmt_jax.models import Retention, Stage, abstract_model
+from rmt_jax.models import Block, Retention, Stage, abstract_model
 from rmt_jax.tasks import Classification
 from rmt_jax.training.compiler import compiler_options
 from rmt_jax.training.config import Config
@@ -138,7 +138,7 @@ def place_model(
 ) -> tuple[Placement, WeightGather | None]:
     """Where the arrays go, and what makes split ones whole; None where none is split.
 
-    The modules of the model are told: stages how to gather weights, retention how to keep to a device's pictures.
+    The modules of the model are told: stages how to gather weights, blocks how to keep to a device's pictures.
     """
     placement = Placement(mesh, min_split)
     gather = WeightGather(placement, dtype) if mesh.shape["fsdp"] > 1 else None
@@ -150,9 +150,9 @@ def place_model(
 
 
 def keep_to_devices(model: nnx.Module, mesh: Mesh) -> None:
-    """Tell retention that pictures are split over a mesh; else no model with kernels compiles for several TPUs."""
+    """Tell blocks that pictures are split over a mesh; else no model with kernels compiles for several TPUs."""
     for _, module in nnx.iter_modules(model):
-        if isinstance(module, Retention):
+        if isinstance(module, Retention | Block):
             module.per_device = PerDevice(mesh)
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -179,15 +179,27 @@ class PerDevice:
 
     mesh: Mesh
 
-    def __call__(self, function: Callable[..., Array]) -> Callable[..., Array]:
-        """A function of the whole arrays."""
+    def __call__(self, function: Callable[..., Array], *, weights: int = 0) -> Callable[..., Array]:
+        """A function of the whole arrays, of which the last `weights` have no batch and are whole on every device."""
         part = PartitionSpec(self.mesh.axis_names)
-        return jax.shard_map(function, mesh=self.mesh, in_specs=part, out_specs=part, check_vma=False)
+
+        def of_whole(*arguments: Any) -> Array:
+            specs = [part] * (len(arguments) - weights) + [PartitionSpec()] * weights
+            split = jax.shard_map(function, mesh=self.mesh, in_specs=tuple(specs), out_specs=part, check_vma=False)
+            return split(*arguments)
+
+        return of_whole
 
 
-def formulations_for(mesh: Mesh) -> contextlib.AbstractContextManager[None]:
-    """What a program for several devices asks for: adding up halves of a batch would send them to other devices."""
-    return formulations.asking(sums="reduction") if mesh.size > 1 else contextlib.nullcontext()
+@contextlib.contextmanager
+def formulations_for(mesh: Mesh) -> Iterator[None]:
+    """For tracing a program for these devices: their platform's formulations, and kernels of the size of their memory.
+
+    With several devices, adding up halves of a batch would send them to other devices.
+    """
+    choices = {"sums": "reduction"} if mesh.size > 1 else {}
+    with formulations.asking(platform_of(mesh), **choices), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        yield
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -14,6 +14,7 @@ from rmt_jax.ops import (
     log_decay_rates,
     manhattan_decay,
     pairs_to_halves,
+    pallas_chip,
     pallas_kernels,
     pallas_retention,
     reference,
@@ -176,7 +177,7 @@ def test_little_memory_changes_no_number(monkeypatch: pytest.MonkeyPatch) -> Non
     roomy = with_gradients(fused(2, False))(*arguments)
     plan = pallas_retention.Plan(10, 9, 32, (0.0, 0.0), jnp.dtype(jnp.float32), False)
     least = pallas_retention._needed_memory(plan, True, pallas_retention._TIGHT)
-    monkeypatch.setattr(pallas_retention, "_chip_memory", lambda: least)
+    monkeypatch.setattr(pallas_chip, "chip_memory", lambda: least)
     assert pallas_retention._step(plan, True, 2) == pallas_retention._TIGHT
     for tight, expected in zip(with_gradients(fused(2, False))(*arguments), roomy, strict=True):
         np.testing.assert_array_equal(tight, expected)
@@ -203,7 +204,7 @@ def per_device(function: Function, mesh: jax.sharding.Mesh) -> Function:
 def test_the_models_maps_fit(
     sizes: tuple[int, int, int, int, bool], memory: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pallas_retention, "_chip_memory", lambda: memory * 2**20)
+    monkeypatch.setattr(pallas_chip, "chip_memory", lambda: memory * 2**20)
     height, width, channels, heads, full = sizes
     assert fits(height, width, channels, jnp.bfloat16, heads_of(heads, full))
     assert memory == 16 or fits(height, width, channels, jnp.float32, heads_of(heads, full))

@@ -9,16 +9,26 @@ from rmt_jax.training.describe import describe_formulations
 @pytest.mark.parametrize(
     ("name", "size", "expected"),
     [
-        ("rmt_s", 224, ""),
-        ("rmt_s", 1024, "; no kernel for the maps of stage 1 (256x256x64), 2 (128x128x128), 4 (32x32x512)"),
-        ("rmt_nano", 64, "; no kernel for the maps of stage 1 (16x16x24), 2 (8x8x48)"),
+        ("rmt_s", 224, "; no ffn kernel for the maps of stage 1 (56x56x64)"),
+        (
+            "rmt_s",
+            1024,
+            "; no retention kernel for the maps of stage 1 (256x256x64), 2 (128x128x128), 4 (32x32x512)"
+            "; no ffn kernel for the maps of stage 1 (256x256x64), 2 (128x128x128), 3 (64x64x256), 4 (32x32x512)",
+        ),
+        (
+            "rmt_nano",
+            64,
+            "; no retention kernel for the maps of stage 1 (16x16x24), 2 (8x8x48)"
+            "; no ffn kernel for the maps of stage 1 (16x16x24), 2 (8x8x48), 3 (4x4x96)",
+        ),
     ],
 )
 def test_what_a_tpu_computes_with(name: str, size: int, expected: str) -> None:
     config = parse({"model": {"name": name, "dtype": "bfloat16"}, "data": {"image_size": size}})
-    assert describe_formulations(config, "tpu") == f"retention kernel, sums reduction{expected}"
+    assert describe_formulations(config, "tpu") == f"retention kernel, sums reduction, ffn kernel{expected}"
 
 
 def test_other_platforms_need_no_kernel() -> None:
     config = parse({"model": {"name": "rmt_nano"}, "data": {"image_size": 1024}})
-    assert describe_formulations(config, "cpu") == "retention at_once, sums by_halves"
+    assert describe_formulations(config, "cpu") == "retention at_once, sums by_halves, ffn layers"
