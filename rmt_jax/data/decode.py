@@ -1,6 +1,7 @@
 """Encoded pictures to 8-bit RGB."""
 
 import io
+from typing import BinaryIO
 
 import numpy as np
 import simplejpeg
@@ -30,6 +31,19 @@ def decode(data: bytes, record_id: str) -> Image.Image:
     """
     image = _decode_jpeg(data) if data.startswith(_JPEG_START) else None
     return image or _decode_any(data, record_id)
+
+
+def picture_size(file: BinaryIO, record_id: str) -> tuple[int, int]:
+    """Height and width of an encoded picture, by its header alone; the orientation is that of `decode`.
+
+    Raises:
+        CorruptImageError: the header is damaged, or that of no picture.
+    """
+    try:
+        with Image.open(file, formats=_FORMATS) as image:
+            return image.height, image.width
+    except _DAMAGE as error:
+        raise CorruptImageError(f"cannot read the size of the picture of record {record_id!r}: {error}") from error
 
 
 def _decode_jpeg(data: bytes) -> Image.Image | None:
