@@ -1,7 +1,7 @@
 """Data: pictures from folders, tars and TFDS data sets to batches, by Grain. Knows no model and no task."""
 
 from rmt_jax.data.batches import TooManyUnreadableError
-from rmt_jax.data.config import AugmentConfig, DataConfig, RandAugmentConfig, TokenLabelsConfig
+from rmt_jax.data.config import AugmentConfig, DataConfig, RandAugmentConfig, SegmentationDataConfig, TokenLabelsConfig
 from rmt_jax.data.decode import CorruptImageError, decode
 from rmt_jax.data.digits import Digits, prepare_digits
 from rmt_jax.data.pipeline import EvalLoader, TrainLoader
@@ -17,6 +17,7 @@ __all__ = [
     "Example",
     "ImageSource",
     "RandAugmentConfig",
+    "SegmentationDataConfig",
     "TokenLabelsConfig",
     "TooManyUnreadableError",
     "TrainLoader",
