@@ -1,7 +1,6 @@
 """Encoded pictures to 8-bit RGB."""
 
 import io
-from typing import BinaryIO
 
 import numpy as np
 import simplejpeg
@@ -33,7 +32,7 @@ def decode(data: bytes, record_id: str) -> Image.Image:
     return image or _decode_any(data, record_id)
 
 
-def picture_size(file: BinaryIO, record_id: str) -> tuple[int, int]:
+def picture_size(file: io.BytesIO | io.BufferedReader, record_id: str) -> tuple[int, int]:
     """Height and width of an encoded picture, by its header alone; the orientation is that of `decode`.
 
     Raises:

@@ -1,12 +1,9 @@
 """Names and colours of classes where a data set has none."""
 
-import colorsys
-
 import numpy as np
 
-# Steps of the golden ratio never come close to a hue that is taken already.
-_HUE_STEP = (5**0.5 - 1) / 2
-_SATURATIONS, _BRIGHTNESSES = (0.85, 0.5, 0.65), (0.95, 0.6, 0.8, 0.4)
+# The real root of x**4 = x + 1: steps by its inverse powers, modulo 1, fill a cube evenly (Roberts' R3 sequence).
+_ROOT = 1.2207440846057596
 
 
 def numbered(count: int) -> tuple[str, ...]:
@@ -15,11 +12,9 @@ def numbered(count: int) -> tuple[str, ...]:
 
 
 def palette(num_classes: int) -> np.ndarray:
-    """A colour for every class, RGB uint8 [num_classes 3]; a colour does not depend on how many classes follow.
+    """A colour for every class, far from the others, RGB uint8 [num_classes 3].
 
-    Hues go round the circle in steps of the golden ratio, with three saturations and four brightnesses in turn.
+    Points of a sequence that fills the cube of colours evenly; a colour does not depend on how many classes follow.
     """
-    colors = [
-        colorsys.hsv_to_rgb(i * _HUE_STEP % 1, _SATURATIONS[i % 3], _BRIGHTNESSES[i % 4]) for i in range(num_classes)
-    ]
-    return np.rint(np.array(colors).reshape(-1, 3) * 255).astype(np.uint8)
+    steps = np.arange(1, num_classes + 1)[:, None] / _ROOT ** np.arange(1, 4)
+    return np.rint((0.5 + steps) % 1 * 255).astype(np.uint8)

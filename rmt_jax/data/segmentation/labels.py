@@ -109,12 +109,7 @@ def read_example(example: SegmentationExample, num_classes: int, *, reduced: boo
         turned = labels.shape == image.shape[1::-1]
         raise LabelMapError(
             f"the picture {example.id!r} has {_size(image)} pixels (width x height), its label map {_size(labels)}: "
-            "expected the same"
-            + (
-                ". Was the picture turned by its EXIF orientation when it was labelled? It is not here"
-                if turned
-                else ""
-            )
+            f"expected the same{_TURNED if turned else ''}"
         )
     check_range(labels, example.id, num_classes, reduced=reduced)
     return image, reduce_zero_label(labels) if reduced else labels

@@ -96,17 +96,17 @@ class Photometric:
 
 def draw_photometric(rng: np.random.Generator) -> Photometric:
     """Each part with probability 1/2, in the ranges of mmsegmentation's `PhotoMetricDistortion`."""
-
-    def sometimes(low: float, high: float) -> float | None:
-        return rng.uniform(low, high) if rng.random() < 0.5 else None
-
     return Photometric(
-        brightness=sometimes(-32, 32),
-        contrast=sometimes(0.5, 1.5),
+        brightness=_sometimes(rng, -32.0, 32.0),
+        contrast=_sometimes(rng, 0.5, 1.5),
         contrast_first=bool(rng.random() < 0.5),
-        saturation=sometimes(0.5, 1.5),
+        saturation=_sometimes(rng, 0.5, 1.5),
         hue=int(rng.integers(-18, 18)) if rng.random() < 0.5 else None,
     )
+
+
+def _sometimes(rng: np.random.Generator, low: float, high: float) -> float | None:
+    return rng.uniform(low, high) if rng.random() < 0.5 else None
 
 
 def photometric(image: np.ndarray, change: Photometric) -> np.ndarray:
