@@ -1,9 +1,10 @@
 """What all loaders share: where a picture of a step comes from, making batches ahead, counting unreadable pictures."""
 
 import abc
+import contextlib
 import functools
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Generic
 
 import grain
@@ -166,6 +167,16 @@ class StepLoader(abc.ABC, Generic[RecordT]):
             else:
                 return {**element, UNREADABLE: np.int32(-1 if index == drawn else drawn)}
         raise problem
+
+
+@contextlib.contextmanager
+def noting(record_id: str) -> Iterator[None]:
+    """Errors of what is done inside say which record it was done to."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"while preparing record {record_id!r}")
+        raise
 
 
 def iterate(

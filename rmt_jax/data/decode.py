@@ -12,7 +12,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _JPEG_START = b"\xff\xd8\xff"
 
 # What Pillow raises for damaged files, depending on the format and on where the damage is.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, Image.DecompressionBombError)
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, Image.DecompressionBombError)
 
 
 class CorruptImageError(ValueError):
@@ -41,7 +41,7 @@ def picture_size(file: io.BytesIO | io.BufferedReader, record_id: str) -> tuple[
     try:
         with Image.open(file, formats=_FORMATS) as image:
             return image.height, image.width
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise CorruptImageError(f"cannot read the size of the picture of record {record_id!r}: {error}") from error
 
 
@@ -60,7 +60,7 @@ def _decode_any(data: bytes, record_id: str) -> Image.Image:
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
         image.load()
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise CorruptImageError(
             f"cannot decode the picture of record {record_id!r} ({len(data)} bytes): {error}"
         ) from error

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 import numpy as np
 from PIL import Image
 
-from rmt_jax.data.batches import UNREADABLE, Batch, Element, StepLoader, Unreadable, iterate, local_batch_size
+from rmt_jax.data.batches import UNREADABLE, Batch, Element, StepLoader, Unreadable, iterate, local_batch_size, noting
 from rmt_jax.data.config import DataConfig
 from rmt_jax.data.decode import CorruptImageError, decode
 from rmt_jax.data.label_maps import LabelMaps
@@ -150,8 +150,5 @@ def _element(example: Example, transform: Callable[[Image.Image], Element]) -> E
         CorruptImageError: it cannot be decoded.
     """
     image = decode(example.image, example.id)
-    try:
+    with noting(example.id):
         return {**transform(image), "label": np.int32(example.label)}
-    except Exception as error:
-        error.add_note(f"while preparing record {example.id!r}")
-        raise

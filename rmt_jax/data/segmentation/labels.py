@@ -1,11 +1,12 @@
 """Label maps: from PNG files to classes, with everything checked that a wrong one would spoil in silence."""
 
 import io
+from typing import NoReturn
 
 import numpy as np
 from PIL import Image
 
-from rmt_jax.data.decode import CorruptImageError, decode
+from rmt_jax.data.decode import DAMAGE, CorruptImageError, decode
 from rmt_jax.data.interface import SegmentationExample, SegmentationSource
 
 # Pixels with this label count for nothing, and padding has it.
@@ -30,8 +31,13 @@ def decode_label_map(data: bytes, record_id: str) -> np.ndarray:
         LabelMapError: not a PNG, or one of true colour or another depth, whose values are no classes.
     """
     if not data.startswith(_PNG_START):
-        _raise_unless_damaged(data, record_id)
-    depth, color_type = data[24], data[25]  # the header comes first in every PNG
+        _raise_no_png(data, record_id)
+    try:
+        depth, color_type = data[24], data[25]  # the header comes first in every PNG
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            labels = np.asarray(image).astype(np.uint8)
+    except DAMAGE as error:
+        raise CorruptImageError(f"cannot decode the label map of {record_id!r} ({len(data)} bytes): {error}") from error
     # Pillow stretches grey of 2 and 4 bits to 0 .. 255, which would change the labels.
     if color_type != _INDEXED and (color_type, depth) not in ((_GREY, 1), (_GREY, 8)):
         raise LabelMapError(
@@ -39,19 +45,15 @@ def decode_label_map(data: bytes, record_id: str) -> np.ndarray:
             "expected 8-bit grey or indexed colours, whose values are the classes. Translate colours to classes and "
             'save with Pillow: Image.fromarray(classes.astype("uint8")).save(NAME.png)'
         )
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            return np.asarray(image).astype(np.uint8)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise CorruptImageError(f"cannot decode the label map of {record_id!r} ({len(data)} bytes): {error}") from error
+    return labels
 
 
-def _raise_unless_damaged(data: bytes, record_id: str) -> None:
-    """Always raises, the error that fits: a picture of another format, or nothing that can be read."""
+def _raise_no_png(data: bytes, record_id: str) -> NoReturn:
+    """The error that fits: a picture of another format, or nothing that can be read."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             found = image.format
-    except (OSError, SyntaxError, ValueError) as error:
+    except DAMAGE as error:
         raise CorruptImageError(f"the label map of {record_id!r} is no picture ({len(data)} bytes): {error}") from error
     raise LabelMapError(
         f"the label map of {record_id!r} is a {found}: expected a PNG, which keeps every label as it is; make it anew "

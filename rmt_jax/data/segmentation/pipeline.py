@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rmt_jax.data.batches import UNREADABLE, Element, StepLoader, Unreadable, iterate, local_batch_size
+from rmt_jax.data.batches import UNREADABLE, Element, StepLoader, Unreadable, iterate, local_batch_size, noting
 from rmt_jax.data.config import AugmentConfig, DataConfig, TokenLabelsConfig
 from rmt_jax.data.decode import CorruptImageError
 from rmt_jax.data.interface import SegmentationExample, SegmentationSource
@@ -57,7 +57,8 @@ class SegmentationTrainLoader(StepLoader[SegmentationExample]):
         """A random crop, and its labels."""
         reduced = self.config.segmentation.reduce_zero_label
         image, labels = read_example(record, self.source.num_classes, reduced=reduced)
-        return dict(train_transform(image, labels, self.config.segmentation, rng))
+        with noting(record.id):
+            return dict(train_transform(image, labels, self.config.segmentation, rng))
 
 
 class SegmentationEvalLoader:

@@ -14,22 +14,13 @@ from rmt_jax.data.segmentation.digits import PICTURES, SIZE, DigitsSegmentation,
 from rmt_jax.data.segmentation.labels import read_example
 
 
-@pytest.fixture(scope="module")
-def digits_segmentation_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    directory = tmp_path_factory.mktemp("tfds")
-    open_split(directory, "train")
-    return directory
-
-
-def open_split(directory: pathlib.Path, split: str, **segmentation: bool) -> SegmentationSource:
-    config = DataConfig(
-        name="digits_segmentation", dir=str(directory), segmentation=SegmentationDataConfig(**segmentation)
-    )
+def open_split(directory: str, split: str, **segmentation: bool) -> SegmentationSource:
+    config = DataConfig(name="digits_segmentation", dir=directory, segmentation=SegmentationDataConfig(**segmentation))
     return open_segmentation_source(config, split)
 
 
 @pytest.mark.parametrize("split", list(PICTURES))
-def test_records(digits_segmentation_dir: pathlib.Path, split: str) -> None:
+def test_records(digits_segmentation_dir: str, split: str) -> None:
     source = open_split(digits_segmentation_dir, split)
     assert (source.name, len(source)) == (f"digits_segmentation/{split}", PICTURES[split])
     assert source.class_names == ("background", *"0123456789")
@@ -46,7 +37,7 @@ def test_records(digits_segmentation_dir: pathlib.Path, split: str) -> None:
     assert shares[1:].min() > 0.002
 
 
-def test_reduced_labels_leave_the_digits(digits_segmentation_dir: pathlib.Path) -> None:
+def test_reduced_labels_leave_the_digits(digits_segmentation_dir: str) -> None:
     source = open_split(digits_segmentation_dir, "test", reduce_zero_label=True)
     assert source.class_names == tuple("0123456789")
     _, labels = read_example(source[0], source.num_classes, reduced=True)
@@ -65,7 +56,7 @@ def test_labels_are_where_the_ink_is() -> None:
 
 
 def test_the_same_every_time_and_prepared_once(
-    digits_segmentation_dir: pathlib.Path, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+    digits_segmentation_dir: str, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = open_split(digits_segmentation_dir, "test")
     stored = {source[i].id: source[i] for i in range(len(source))}

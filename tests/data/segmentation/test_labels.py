@@ -1,6 +1,8 @@
 """Label maps of every kind that is right, and what is said about those that are not."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -41,10 +43,14 @@ def test_few_indexed_colours_and_one_bit() -> None:
 
 
 def grey_of_two_bits() -> bytes:
-    """An 8-bit grey PNG whose header says 2: enough, since it is refused by its header."""
-    data = bytearray(encode(LABELS))
-    data[24] = 2
-    return bytes(data)
+    """A PNG of four pixels 0, 1, 2, 3, which Pillow reads as 0, 85, 170, 255 and cannot write."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 4, 1, 2, 0, 0, 0, 0)
+    pixels = zlib.compress(bytes([0, 0b00011011]))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(
@@ -63,7 +69,7 @@ def test_maps_of_another_kind_are_refused(data: bytes, message: str) -> None:
         decode_label_map(data, "x.png")
 
 
-@pytest.mark.parametrize("data", [b"", b"nothing", encode(np.tile(LABELS, (50, 50)))[:-60]])
+@pytest.mark.parametrize("data", [b"", b"nothing", encode(LABELS)[:12], encode(np.tile(LABELS, (50, 50)))[:-60]])
 def test_damaged_maps_count_as_unreadable(data: bytes) -> None:
     with pytest.raises(CorruptImageError, match=r"label map of 'x\.png'"):
         decode_label_map(data, "x.png")
