@@ -14,9 +14,12 @@ IGNORE_LABEL = 255
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _GREY, _INDEXED = 0, 3
+_COLOR_TYPES = {_GREY: "grey", 2: "RGB", _INDEXED: "indexed", 4: "grey with transparency", 6: "RGBA"}
+
 _TURNED = ". Was the picture turned by its EXIF orientation when it was labelled? It is not here"
 
-_COLOR_TYPES = {_GREY: "grey", 2: "RGB", _INDEXED: "indexed", 4: "grey with transparency", 6: "RGBA"}
+# Records that are read before a run starts; `rmt data check` reads all.
+_TRIED = 20
 
 
 class LabelMapError(ValueError):
@@ -115,10 +118,6 @@ def read_example(example: SegmentationExample, num_classes: int, *, reduced: boo
         )
     check_range(labels, example.id, num_classes, reduced=reduced)
     return image, reduce_zero_label(labels) if reduced else labels
-
-
-# Records that are read before a run starts.
-_TRIED = 20
 
 
 def try_examples(source: SegmentationSource, *, reduced: bool) -> None:

@@ -21,7 +21,7 @@ _VALUES = np.arange(256, dtype=np.uint8)
 
 
 def rescaled_size(height: int, width: int, scale: tuple[int, int]) -> tuple[int, int]:
-    """The largest height and width in the same proportions whose longer and shorter side do not exceed `scale`'s.
+    """The largest size in the same proportions whose longer and shorter side do not exceed `scale`'s: height, width.
 
     Source: mmcv `rescale_size`.
     """
@@ -49,8 +49,9 @@ def draw_crops(
     size: tuple[int, int], crop_size: tuple[int, int], rng: np.random.Generator
 ) -> Iterator[tuple[int, int]]:
     """Random corners (top, left) of a crop inside a picture of `size`, the eleven that `choose_crop` may look at."""
+    last_top, last_left = max(0, size[0] - crop_size[0]), max(0, size[1] - crop_size[1])
     for _ in range(1 + _CROPS_TRIED):
-        yield tuple(int(rng.integers(max(0, have - want) + 1)) for have, want in zip(size, crop_size, strict=True))  # type: ignore[misc]
+        yield int(rng.integers(last_top + 1)), int(rng.integers(last_left + 1))
 
 
 def choose_crop(
