@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from rmt_jax.data import DataConfig, open_source, prepare_digits
+from rmt_jax.data.digits import prepare
 from rmt_jax.data.imagenet_shards import Progress
 from rmt_jax.data.label_maps import map_name
 from rmt_jax.data.label_writer import LabelMapWriter
+from rmt_jax.data.segmentation.digits import DigitsSegmentation
 from tests import standin as forms
 
 # LLVM does not optimise: most tests run a program once, and compiling it is what takes their time. What users run is
@@ -47,6 +49,14 @@ def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A TFDS data directory with the digits in it."""
     directory = str(tmp_path_factory.mktemp("tfds"))
     prepare_digits(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def digits_segmentation_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A TFDS data directory with the digits on photographs in it."""
+    directory = str(tmp_path_factory.mktemp("tfds"))
+    prepare(DigitsSegmentation, directory)
     return directory
 
 

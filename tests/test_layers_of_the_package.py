@@ -17,6 +17,7 @@ RESERVED = {
     "optax": {"training"},
     "orbax": {"training", "convert"},
     "tensorstore": {"convert"},
+    "cv2": {"data"},
     "torch": {"convert"},
     "safetensors": {"convert"},
     "huggingface_hub": {"convert"},

@@ -1,4 +1,4 @@
-"""`rmt data`: data sets that need preparation."""
+"""`rmt data`: data sets that need preparation, and those that need a look."""
 
 import argparse
 import contextlib
@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from rmt_jax.data import DataConfig, SegmentationDataConfig
 from rmt_jax.data.imagenet import HOW_TO_DOWNLOAD
 from rmt_jax.data.imagenet_shards import Progress
 from rmt_jax.data.imagenet_writer import SPLITS, prepare_imagenet
@@ -24,7 +25,17 @@ Writes the TFDS data set imagenet2012 in array_record from ImageNet's two tars, 
 Interrupted, the same command goes on. Tars with fewer classes or pictures are taken as they are.
 """
 
+CHECK_DESCRIPTION = """\
+Reads every picture and label map of a split for segmentation, says what is wrong, and counts the classes.
+
+  rmt data check --name label_folder --dir DIR --split train
+  rmt data check --name ade20k --dir ADEChallengeData2016 --split validation --reduce-zero-label
+
+Exit code 1: there are label maps that would stop a run, or pictures that cannot be read.
+"""
+
 _SECONDS_BETWEEN_LINES = 30
+_PROBLEMS_SHOWN = 20
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -41,6 +52,19 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     imagenet.add_argument("--data-dir", metavar="DIR", help="TFDS data directory (default: TFDS's own)")
     imagenet.add_argument("--only", choices=tuple(SPLITS), help="prepare only this split (default: both)")
     imagenet.set_defaults(run=_run_imagenet)
+    check = sets.add_parser(
+        "check",
+        help="a data set with a label for every pixel",
+        description=CHECK_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    check.add_argument("--name", required=True, help="as data.name: ade20k, label_folder or a TFDS name")
+    check.add_argument("--dir", help="as data.dir")
+    check.add_argument("--split", required=True, help="as data.train_split or data.eval_split")
+    check.add_argument("--reduce-zero-label", action="store_true", help="as data.segmentation.reduce_zero_label")
+    check.add_argument("--num-classes", type=int, default=0, metavar="N", help="as data.segmentation.num_classes")
+    check.add_argument("--threads", type=int, default=4, metavar="N", help="that decode (default: 4)")
+    check.set_defaults(run=_run_check)
 
 
 def _run_imagenet(options: argparse.Namespace) -> int:
@@ -50,22 +74,48 @@ def _run_imagenet(options: argparse.Namespace) -> int:
     return 0
 
 
+def _run_check(options: argparse.Namespace) -> int:
+    # Imported here: nothing else of this command needs OpenCV.
+    from rmt_jax.data.segmentation import open_segmentation_source
+    from rmt_jax.data.segmentation.survey import survey
+
+    if options.threads < 1:
+        raise ValueError(f"--threads={options.threads}: expected 1 or more")
+    segmentation = SegmentationDataConfig(reduce_zero_label=options.reduce_zero_label, num_classes=options.num_classes)
+    config = DataConfig(name=options.name, dir=options.dir, segmentation=segmentation)
+    source = open_segmentation_source(config, options.split)
+    with _terminal_progress(Console(stderr=True), "reading", "read") as progress:
+        found = survey(source, segmentation, threads=options.threads, advance=progress.advance)
+    total = max(1, int(found.pixels.sum()) + found.ignored)
+    print(f"{source.name}: {len(source):,} pictures, {source.num_classes} classes")
+    print(f"{len(found.shapes)} shapes when resized to {segmentation.scale} for evaluation")
+    for label, name in enumerate(source.class_names):
+        share = found.pixels[label] / total
+        print(f"{label:4}  {name:24} {share:8.3%} of the pixels, in {found.pictures[label]:,} pictures")
+    print(f" 255  {'(ignored)':24} {found.ignored / total:8.3%} of the pixels")
+    for problem in found.problems[:_PROBLEMS_SHOWN]:
+        print(problem)
+    if len(found.problems) > _PROBLEMS_SHOWN:
+        print(f"and {len(found.problems) - _PROBLEMS_SHOWN:,} more")
+    return 1 if found.problems else 0
+
+
 @contextlib.contextmanager
-def _terminal_progress(console: Console) -> Iterator[Progress]:
+def _terminal_progress(console: Console, doing: str = "writing", done: str = "written") -> Iterator[Progress]:
     """A bar on a terminal, a line now and then elsewhere."""
     if not console.is_terminal:
-        yield _Lines(console)
+        yield _Lines(console, done)
         return
-    columns = (TextColumn("writing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bar(*columns, console=console) as bar:
-        yield _Bar(console, bar)
+        yield _Bar(console, done, bar)
 
 
 class _Lines(Progress):
     """Lines on a console."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, done: str) -> None:
+        self._console, self._done = console, done
         self._last = float("-inf")
 
     def say(self, line: str) -> None:
@@ -74,14 +124,14 @@ class _Lines(Progress):
     def advance(self, done: int, total: int) -> None:
         if done == total or time.monotonic() - self._last > _SECONDS_BETWEEN_LINES:
             self._last = time.monotonic()
-            self.say(f"{done:,} of {total:,} pictures written")
+            self.say(f"{done:,} of {total:,} pictures {self._done}")
 
 
 class _Bar(_Lines):
     """A progress bar below the lines."""
 
-    def __init__(self, console: Console, bar: Bar) -> None:
-        super().__init__(console)
+    def __init__(self, console: Console, done: str, bar: Bar) -> None:
+        super().__init__(console, done)
         self._bar = bar
         self._task: TaskID | None = None
 

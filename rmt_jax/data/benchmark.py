@@ -15,12 +15,13 @@ from itertools import islice
 import numpy as np
 from PIL import Image
 
+from rmt_jax.data.batches import Batch
 from rmt_jax.data.benchmark_pipelines import Laps, Pipeline
 from rmt_jax.data.config import DataConfig
 from rmt_jax.data.interface import Example, ImageSource
 from rmt_jax.data.label_maps import LabelMaps
 from rmt_jax.data.order import TrainingOrder
-from rmt_jax.data.pipeline import Batch, TrainLoader
+from rmt_jax.data.pipeline import TrainLoader
 
 SYNTHETIC_SIZE = 500, 375  # width and height of a usual ImageNet picture
 SYNTHETIC_QUALITY = 90

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageOps
 
+from rmt_jax.data.batches import Batch, Element
 from rmt_jax.data.config import INTERPOLATIONS, DataConfig
 from rmt_jax.data.decode import decode
 from rmt_jax.data.interface import Example, ImageSource
 from rmt_jax.data.label_maps import LabelMaps, flip_map, warp_map
 from rmt_jax.data.order import TrainingOrder
-from rmt_jax.data.pipeline import Batch, Element
 from rmt_jax.data.randaugment import apply_operation, draw_operations, mean_color
 from rmt_jax.data.transforms import (
     crop_and_resize,

@@ -4,6 +4,11 @@ import dataclasses
 
 INTERPOLATIONS = ("bilinear", "bicubic")
 
+# What `data.name` may be beside a name of TFDS: with one class a picture, and with a label for every pixel.
+IMAGE_NAMES = ("digits", "folder", "tar")
+SEGMENTATION_NAMES = ("ade20k", "label_folder", "digits_segmentation")
+OWN_NAMES = IMAGE_NAMES + SEGMENTATION_NAMES
+
 
 @dataclasses.dataclass(frozen=True)
 class RandAugmentConfig:
@@ -46,6 +51,70 @@ class TokenLabelsConfig:
 
     file: str | None = None
     upstream_crops: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentationDataConfig:
+    """Pictures with a label for every pixel: how they are resized, cropped and changed. The defaults are ADE20K's.
+
+    Label 255 is ignored, always.
+
+    Attributes:
+        scale: longest and shortest side that a picture is brought to, in pixels: resized, in its own proportions, to
+            the largest size that exceeds neither. Evaluation takes it as it is.
+        ratio_range: smallest and largest factor of `scale` in training, uniform.
+        crop_size: height and width of the random crop to train on; what a picture lacks is padding.
+        cat_max_ratio: a crop where one class has this share of the labelled pixels, or more, is drawn again, up to ten
+            times; 1 takes every crop.
+        flip: probability of a horizontal flip.
+        photometric: random brightness, contrast, saturation and hue.
+        reduce_zero_label: label 0 is no class: 0 becomes 255, and k becomes k - 1. ADE20K needs it.
+        num_classes: number of classes, after that; 0 is what the data set says.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    scale: tuple[int, int] = (2048, 512)
+    ratio_range: tuple[float, float] = (0.5, 2.0)
+    crop_size: tuple[int, int] = (512, 512)
+    cat_max_ratio: float = 0.75
+    flip: float = 0.5
+    photometric: bool = True
+    reduce_zero_label: bool = False
+    num_classes: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[1] <= self.scale[0]:
+            raise ValueError(
+                f"data.segmentation.scale={self.scale}: expected (longest, shortest) side in pixels, for example "
+                "(2048, 512)"
+            )
+        if not 0 < self.ratio_range[0] <= self.ratio_range[1]:
+            raise ValueError(
+                f"data.segmentation.ratio_range={self.ratio_range}: expected (smallest, largest) factor with "
+                "0 < smallest <= largest, such as (0.5, 2.0)"
+            )
+        if self.scale[1] * self.ratio_range[0] < 1:
+            raise ValueError(
+                f"data.segmentation.ratio_range={self.ratio_range} brings the shortest side of scale={self.scale} "
+                "below one pixel"
+            )
+        if min(self.crop_size) < 1:
+            raise ValueError(
+                f"data.segmentation.crop_size={self.crop_size}: expected (height, width) in pixels, such as (512, 512)"
+            )
+        if not 0 < self.cat_max_ratio <= 1:
+            raise ValueError(
+                f"data.segmentation.cat_max_ratio={self.cat_max_ratio}: expected a share such as 0.75, or 1 (off)"
+            )
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"data.segmentation.flip={self.flip}: expected a probability between 0 and 1")
+        if not 0 <= self.num_classes <= 254:
+            raise ValueError(
+                f"data.segmentation.num_classes={self.num_classes}: expected 0 (what the data set says) to 254, labels "
+                "are 8 bits"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +178,9 @@ class DataConfig:
     Attributes:
         name: "digits" (prepares itself), "folder" (`dir/SPLIT/CLASS/picture.jpg`, or `dir/CLASS/picture.jpg` with
             `eval_fraction`), "tar" (`dir/SPLIT/CLASS.tar`, or ImageNet's two tars as they are handed out), or a TFDS
-            name such as "imagenet2012" or "oxford_iiit_pet:4.0.0", prepared as array_record.
+            name such as "imagenet2012" or "oxford_iiit_pet:4.0.0", prepared as array_record. With label maps: "ade20k"
+            (`dir` is ADEChallengeData2016), "label_folder" (`dir/images/SPLIT/NAME.jpg`, `dir/labels/SPLIT/NAME.png`),
+            "digits_segmentation" (prepares itself), or a TFDS name.
         dir: the folder of pictures or tars, or the TFDS data directory; None is TFDS's default (`TFDS_DATA_DIR`, or
             `~/tensorflow_datasets`).
         train_split: split to train on; for folders and tars, the subfolder.
@@ -127,6 +198,8 @@ class DataConfig:
         repeat_replicas: parts of a batch that the drawn pictures are dealt out to in turn, so that the repeats of one
             land in different parts; does not depend on the hardware. Not read where repeats is 1.
         token_labels: label maps of the training pictures.
+        segmentation: of pictures with a label for every pixel, in place of `image_size`, `crop_ratio`, `interpolation`,
+            `augment`, `repeats` and `token_labels`.
         max_unreadable: largest share of a split whose pictures may be unreadable. Fewer are replaced, more stop the
             run.
         num_workers: processes that prepare batches; 0 prepares them in threads of the main process.
@@ -151,6 +224,7 @@ class DataConfig:
     repeats: int = 1
     repeat_replicas: int = 16
     token_labels: TokenLabelsConfig = TokenLabelsConfig()
+    segmentation: SegmentationDataConfig = SegmentationDataConfig()
     max_unreadable: float = 0.01
     num_workers: int = 0
     num_threads: int = 4

@@ -12,7 +12,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _JPEG_START = b"\xff\xd8\xff"
 
 # What Pillow raises for damaged files, depending on the format and on where the damage is.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, Image.DecompressionBombError)
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, Image.DecompressionBombError)
 
 
 class CorruptImageError(ValueError):
@@ -32,6 +32,19 @@ def decode(data: bytes, record_id: str) -> Image.Image:
     return image or _decode_any(data, record_id)
 
 
+def picture_size(file: io.BytesIO | io.BufferedReader, record_id: str) -> tuple[int, int]:
+    """Height and width of an encoded picture, by its header alone; the orientation is that of `decode`.
+
+    Raises:
+        CorruptImageError: the header is damaged, or that of no picture.
+    """
+    try:
+        with Image.open(file, formats=_FORMATS) as image:
+            return image.height, image.width
+    except DAMAGE as error:
+        raise CorruptImageError(f"cannot read the size of the picture of record {record_id!r}: {error}") from error
+
+
 def _decode_jpeg(data: bytes) -> Image.Image | None:
     """A JPEG by libjpeg-turbo itself: the same pixels as Pillow's, a third faster. None for what is out of order."""
     try:
@@ -47,7 +60,7 @@ def _decode_any(data: bytes, record_id: str) -> Image.Image:
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
         image.load()
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise CorruptImageError(
             f"cannot decode the picture of record {record_id!r} ({len(data)} bytes): {error}"
         ) from error

@@ -88,12 +88,19 @@ def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def prepare_digits(data_dir: str | None = None) -> tfds.core.DatasetBuilder:
-    """The builder with its records on disk, written on the first call (well under a second) and reused afterwards.
+    """The builder with its records on disk: see `prepare`; takes well under a second."""
+    return prepare(Digits, data_dir)
+
+
+def prepare(
+    builder_class: type[tfds.core.GeneratorBasedBuilder], data_dir: str | None = None
+) -> tfds.core.DatasetBuilder:
+    """A builder that downloads nothing, with its records on disk: written on the first call and reused afterwards.
 
     Several processes may call this at once: each writes to a folder of its own and the first to finish renames it
     into place. `data_dir` None is TFDS's default directory.
     """
-    builder = Digits(data_dir=data_dir, file_format="array_record")
+    builder = builder_class(data_dir=data_dir, file_format="array_record")
     if _is_written(builder):
         return builder
     config = tfds.download.DownloadConfig(try_download_gcs=False)
@@ -101,14 +108,14 @@ def prepare_digits(data_dir: str | None = None) -> tfds.core.DatasetBuilder:
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints two paragraphs for half a second of work
             builder.download_and_prepare(download_config=config)
-        logging.getLogger(__name__).info("prepared the digits data set in %s", builder.data_dir)
+        logging.getLogger(__name__).info("prepared the %s data set in %s", builder.info.name, builder.data_dir)
     except OSError:
         # Another process renamed its copy into place first: the content is the same, use it.
         if not _is_written(builder):
             raise
     finally:
         tfds.enable_progress_bar()
-    return Digits(data_dir=data_dir, file_format="array_record")
+    return builder_class(data_dir=data_dir, file_format="array_record")
 
 
 def _is_written(builder: tfds.core.DatasetBuilder) -> bool:

@@ -2,6 +2,10 @@
 
 import abc
 import dataclasses
+import io
+from typing import Generic, TypeVar
+
+from rmt_jax.data.decode import picture_size
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -15,8 +19,20 @@ class Example:
     id: str
 
 
-class ImageSource(abc.ABC):
-    """Labelled pictures by position; can be pickled, worker processes read from a copy.
+@dataclasses.dataclass(frozen=True)
+class SegmentationExample:
+    """One record: the encoded picture, the encoded map of its pixels' labels (PNG), and an id of the picture."""
+
+    image: bytes
+    label_map: bytes
+    id: str
+
+
+RecordT = TypeVar("RecordT", Example, SegmentationExample)
+
+
+class Source(abc.ABC, Generic[RecordT]):
+    """Records by position; can be pickled, worker processes read from a copy.
 
     Attributes:
         name: for messages and summaries, for example "imagenet2012/train".
@@ -36,11 +52,32 @@ class ImageSource(abc.ABC):
     def __len__(self) -> int: ...
 
     @abc.abstractmethod
-    def __getitem__(self, index: int) -> Example: ...
+    def __getitem__(self, index: int) -> RecordT: ...
 
     def id(self, index: int) -> str:
         """The id of a picture; sources that know it without reading the picture override this."""
         return self[index].id
+
+
+class ImageSource(Source[Example]):
+    """Pictures of one class each."""
+
+
+class SegmentationSource(Source[SegmentationExample]):
+    """Pictures with a class for every pixel.
+
+    The labels that a map holds may be shifted by `data.segmentation.reduce_zero_label`; classes are numbered and named
+    as they are after that.
+    """
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of a picture, by its header; sources that need not read the whole record override this.
+
+        Raises:
+            CorruptImageError: there is no readable header.
+        """
+        record = self[index]
+        return picture_size(io.BytesIO(record.image), record.id)
 
 
 def is_picture(name: str) -> bool:

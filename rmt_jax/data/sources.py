@@ -2,7 +2,7 @@
 
 import os
 
-from rmt_jax.data.config import DataConfig
+from rmt_jax.data.config import IMAGE_NAMES, SEGMENTATION_NAMES, DataConfig
 from rmt_jax.data.digits import prepare_digits
 from rmt_jax.data.folders import FolderSource
 from rmt_jax.data.interface import Example, ImageSource
@@ -18,10 +18,15 @@ def open_source(config: DataConfig, split: str) -> ImageSource:
     With `config.eval_fraction`, `split` is `config.train_split` or `config.eval_split` and chooses the side.
 
     Raises:
-        ValueError: an unknown data set or split, a data set without pictures and labels, a folder not laid out as
-            `DIR/SPLIT/CLASS/picture.jpg`, a tar that is damaged or compressed.
+        ValueError: an unknown data set or split, a data set without a label for each picture, a folder not laid out
+            as `DIR/SPLIT/CLASS/picture.jpg`, a tar that is damaged or compressed.
         FileNotFoundError: the folder, the tars, or the prepared TFDS data set is not there.
     """
+    if config.name in SEGMENTATION_NAMES:
+        raise ValueError(
+            f"data.name={config.name!r} has a label for every pixel, and is for segmentation: to classify, expected "
+            f"{', '.join(IMAGE_NAMES)} or a TFDS name"
+        )
     if config.name == "folder":
         return FolderSource(config, split)
     if config.name == "tar":

@@ -1,9 +1,11 @@
 """Data sets prepared with TFDS, by position."""
 
 import difflib
+from typing import Any
 
 import tensorflow_datasets as tfds
 
+from rmt_jax.data.config import OWN_NAMES
 from rmt_jax.data.imagenet import HOW_TO_DOWNLOAD
 from rmt_jax.data.interface import Example, ImageSource
 
@@ -14,36 +16,67 @@ class TfdsSource(ImageSource):
     """One split of a prepared TFDS data set with the features `image` and `label`, stored as array_record."""
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str) -> None:
-        _check_prepared(builder)
-        info = builder.info
-        features = dict(info.features.items()) if isinstance(info.features, tfds.features.FeaturesDict) else {}
+        features = features_of(builder)
         if not (
             isinstance(features.get("image"), tfds.features.Image)
             and isinstance(features.get("label"), tfds.features.ClassLabel)
         ):
             raise ValueError(
-                f"TFDS data set {info.full_name} has the features {', '.join(features) or info.features}: "
-                "expected a picture `image` and a class `label`"
+                f"TFDS data set {builder.info.full_name} has the features {', '.join(features)}: expected a picture "
+                "`image` and a class `label`"
             )
-        if not info.splits[split].num_examples:  # an unknown split raises here, and lists the known ones
-            raise ValueError(f"split {split!r} of TFDS data set {info.full_name} is empty")
-        super().__init__(f"{info.name}/{split}", tuple(features["label"].names))
-        # The pictures stay encoded, so that there is one decoder for every kind of source.
-        self._records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-        self._id_feature = next((key for key in ("file_name", "id", "image/filename") if key in features), None)
+        self._records = TfdsRecords(builder, split, ("image",))
+        super().__init__(self._records.name, tuple(features["label"].names))
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
-        record = self._records[index]
-        record_id = record[self._id_feature] if self._id_feature else f"{self.name}/{index}"
-        if isinstance(record_id, bytes):
-            record_id = record_id.decode(errors="replace")
+        record, record_id = self._records[index]
         label = int(record["label"])
         if label < 0:  # how TFDS stores a hidden label, for example in imagenet2012/test
             raise ValueError(f"record {record_id!r} of {self.name} has no label: train and evaluate on another split")
-        return Example(record["image"], label, str(record_id))
+        return Example(record["image"], label, record_id)
+
+
+class TfdsRecords:
+    """The records of a split, each with an id, by position. Pictures stay encoded: one decoder for all sources.
+
+    Args:
+        builder: of a prepared data set.
+        split: its name, or a slice.
+        pictures: the features that are pictures.
+
+    Raises:
+        ValueError: there is no such split, or nothing in it.
+    """
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str, pictures: tuple[str, ...]) -> None:
+        info = builder.info
+        if not info.splits[split].num_examples:  # an unknown split raises here, and lists the known ones
+            raise ValueError(f"split {split!r} of TFDS data set {info.full_name} is empty")
+        self.name = f"{info.name}/{split}"
+        self._records = builder.as_data_source(split, decoders=dict.fromkeys(pictures, tfds.decode.SkipDecoding()))
+        self._id_feature = next((key for key in ("file_name", "id", "image/filename") if key in info.features), None)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> tuple[dict[str, Any], str]:
+        record = self._records[index]
+        record_id = record[self._id_feature] if self._id_feature else f"{self.name}/{index}"
+        return record, record_id.decode(errors="replace") if isinstance(record_id, bytes) else str(record_id)
+
+
+def features_of(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:
+    """The features of a prepared data set by name.
+
+    Raises:
+        FileNotFoundError, ValueError: it is not prepared, or in a format without random access.
+    """
+    _check_prepared(builder)
+    features = builder.info.features
+    return dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
 
 
 def find_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
@@ -56,12 +89,12 @@ def find_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
         # Community data sets are left out: to list them, TFDS would need TensorFlow and the network.
-        known = {"digits", "folder", "tar", *tfds.list_builders(with_community_datasets=False)}
+        known = {*OWN_NAMES, *tfds.list_builders(with_community_datasets=False)}
         near = difflib.get_close_matches(name, sorted(known), n=3)
         hint = (
             f"did you mean {' or '.join(near)}?"
             if near
-            else f'expected "digits", "folder", "tar" or one of {_TFDS_LIST}'
+            else f"expected one of {', '.join(OWN_NAMES)}, or of {_TFDS_LIST}"
         )
         raise ValueError(f"unknown data set data.name={name!r}: {hint}") from error
 

@@ -1,0 +1,197 @@
+"""Batches of pictures with label maps, by Grain: random crops to train on, whole pictures to evaluate."""
+
+import collections
+import concurrent.futures
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import numpy as np
+
+from rmt_jax.data.batches import UNREADABLE, Element, StepLoader, Unreadable, iterate, local_batch_size, noting
+from rmt_jax.data.config import AugmentConfig, DataConfig, TokenLabelsConfig
+from rmt_jax.data.decode import CorruptImageError
+from rmt_jax.data.interface import SegmentationExample, SegmentationSource
+from rmt_jax.data.segmentation.labels import IGNORE_LABEL, read_example, try_examples
+from rmt_jax.data.segmentation.transforms import rescaled_size, resize_image, train_transform
+
+# Files whose headers are read at once: on a network drive each takes a while, and no processor.
+_HEADER_THREADS = 16
+
+
+class SegmentationTrainLoader(StepLoader[SegmentationExample]):
+    """Shuffled, augmented crops for one process of `process_count`: see `StepLoader`.
+
+    Its `batches` are {"image": uint8 [local_batch, height, width, 3], "label": uint8 [local_batch, height, width], a
+    class or 255, "picture_size": int32 [local_batch, 2]}, where height and width are `data.segmentation.crop_size` and
+    a picture that is smaller lies in the top left corner, its own height and width being the `picture_size`.
+
+    Raises:
+        ValueError: as `StepLoader`; `config` sets an augmentation of classification.
+        LabelMapError: label maps do not fit their pictures or the classes; also while iterating.
+    """
+
+    source: SegmentationSource
+
+    def __init__(
+        self,
+        source: SegmentationSource,
+        config: DataConfig,
+        *,
+        batch_size: int,
+        seed: int,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> None:
+        _check_not_classification(config)
+        super().__init__(
+            source,
+            config,
+            batch_size=batch_size,
+            seed=seed,
+            process_index=process_index,
+            process_count=process_count,
+        )
+        try_examples(source, reduced=config.segmentation.reduce_zero_label)
+
+    def prepare(self, record: SegmentationExample, rng: np.random.Generator) -> Element:
+        """A random crop, and its labels."""
+        reduced = self.config.segmentation.reduce_zero_label
+        image, labels = read_example(record, self.source.num_classes, reduced=reduced)
+        with noting(record.id):
+            return dict(train_transform(image, labels, self.config.segmentation, rng))
+
+
+class SegmentationEvalLoader:
+    """Every picture once and whole, in batches of one size and shape, for one process of `process_count`.
+
+    Pictures are resized to `data.segmentation.scale` in their own proportions, and those of one shape make up batches,
+    larger shapes first. The last batch of each shape is filled up: mask False, black picture, label 255, index -1.
+    Every process yields the same number of batches of the same shapes; process `p` has the `p`-th consecutive slice of
+    each. A picture that cannot be decoded has mask False as well, and its own index; one without a readable header is
+    in no batch.
+
+    Making one reads the header of every picture, in threads.
+
+    Args:
+        source: the pictures.
+        config: size, workers.
+        batch_size: pictures in a global batch.
+        process_index: which slice to yield.
+        process_count: how many processes share a batch.
+
+    Attributes:
+        shapes: number of pictures by (height, width) of their batches, in the order of the batches. A model is compiled
+            for each.
+        unreadable: the pictures left out so far.
+
+    Raises:
+        ValueError: the batch does not divide among the processes.
+        LabelMapError: label maps do not fit their pictures or the classes; also while iterating.
+        TooManyUnreadableError: more pictures have no header than the configuration allows.
+    """
+
+    def __init__(
+        self,
+        source: SegmentationSource,
+        config: DataConfig,
+        *,
+        batch_size: int,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> None:
+        self.local_batch_size = local_batch_size(batch_size, process_index, process_count)
+        self.source = source
+        self.config = config
+        self.batch_size = batch_size
+        self.unreadable = Unreadable(source, config.max_unreadable)
+        try_examples(source, reduced=config.segmentation.reduce_zero_label)
+        groups = self._group()
+        self.shapes = {shape: len(indices) for shape, indices in groups.items()}
+        # Of each batch the shape, and the pictures, -1 where there is none.
+        self._batch_shapes: list[tuple[int, int]] = []
+        self._batch_indices: list[np.ndarray] = []
+        for shape, indices in groups.items():
+            for start in range(0, len(indices), batch_size):
+                taken = np.full(batch_size, -1)
+                part = indices[start : start + batch_size]
+                taken[: len(part)] = part
+                self._batch_shapes.append(shape)
+                self._batch_indices.append(taken)
+        self._first = process_index * self.local_batch_size
+
+    def __len__(self) -> int:
+        return len(self._batch_shapes)
+
+    def __iter__(self) -> Generator[dict[str, Any], None, None]:
+        """Yields batches of height x width that differ from one to the next.
+
+        {"image": uint8 [local_batch, height, width, 3], "label": a list of uint8 [original height, original width], a
+        class or 255, "original_size": int32 [local_batch, 2], "mask": bool [local_batch], "index": int32 [local_batch]}
+
+        Raises:
+            TooManyUnreadableError: more pictures cannot be decoded than the configuration allows.
+        """
+        return iterate(self._load, len(self), self.local_batch_size, self.config, self.unreadable, _stack)
+
+    def _group(self) -> dict[tuple[int, int], list[int]]:
+        """The pictures of each shape, larger shapes first: if memory is too small for one, the first batch says so."""
+        with concurrent.futures.ThreadPoolExecutor(_HEADER_THREADS) as threads:
+            shapes = list(threads.map(self._shape, range(len(self.source))))
+        self.unreadable.add([index for index, shape in enumerate(shapes) if shape is None])
+        groups: dict[tuple[int, int], list[int]] = collections.defaultdict(list)
+        for index, shape in enumerate(shapes):
+            if shape is not None:
+                groups[shape].append(index)
+        return {shape: groups[shape] for shape in sorted(groups, key=lambda s: (-s[0] * s[1], s))}
+
+    def _shape(self, index: int) -> tuple[int, int] | None:
+        """Height and width that a picture is resized to; None if it has no readable header."""
+        try:
+            return rescaled_size(*self.source.size(index), self.config.segmentation.scale)
+        except CorruptImageError:
+            return None
+
+    def _load(self, position: int) -> Element:
+        """The example at a position of this process's run, or filling."""
+        step, offset = divmod(position, self.local_batch_size)
+        shape, index = self._batch_shapes[step], int(self._batch_indices[step][self._first + offset])
+        nothing: Element = {
+            "image": np.zeros((*shape, 3), np.uint8),
+            "label": np.full(shape, IGNORE_LABEL, np.uint8),
+            "original_size": np.array(shape, np.int32),
+            "mask": np.bool_(False),
+            "index": np.int32(index),
+            UNREADABLE: np.int32(-1),
+        }
+        if index < 0:
+            return nothing
+        reduced = self.config.segmentation.reduce_zero_label
+        try:
+            image, labels = read_example(self.source[index], self.source.num_classes, reduced=reduced)
+        except CorruptImageError:
+            return {**nothing, UNREADABLE: np.int32(index)}
+        return {
+            **nothing,
+            "image": resize_image(image, shape),
+            "label": labels,
+            "original_size": np.array(labels.shape, np.int32),
+            "mask": np.bool_(True),
+        }
+
+
+def _stack(elements: Sequence[Element]) -> dict[str, Any]:
+    """A batch of elements, in which label maps keep their sizes."""
+    return {
+        key: [element[key] for element in elements] if key == "label" else np.stack([e[key] for e in elements])
+        for key in elements[0]
+    }
+
+
+def _check_not_classification(config: DataConfig) -> None:
+    """What training on crops does not read must not be set."""
+    plain = (AugmentConfig(), 1, TokenLabelsConfig())
+    if (config.augment, config.repeats, config.token_labels) != plain:
+        raise ValueError(
+            "data.augment, data.repeats and data.token_labels are for classification, and would not be read: leave "
+            "them out; data.segmentation has what changes pictures with label maps"
+        )
