@@ -8,6 +8,7 @@ from rmt_jax.ops.linear import linear
 from rmt_jax.ops.manhattan import attend, masa
 from rmt_jax.ops.mixing import blend, box_mask, box_share, draw_box, reverse_groups, swap_boxes
 from rmt_jax.ops.pallas_retention import fits
+from rmt_jax.ops.resize import adaptive_mean_pool, resize_bilinear, resize_nearest
 from rmt_jax.ops.retention import (
     Heads,
     axis_decay,
@@ -25,6 +26,7 @@ from rmt_jax.ops.token_labels import token_targets
 
 __all__ = [
     "Heads",
+    "adaptive_mean_pool",
     "attend",
     "axis_decay",
     "blend",
@@ -43,6 +45,8 @@ __all__ = [
     "masa",
     "pairs_to_halves",
     "random_erasing",
+    "resize_bilinear",
+    "resize_nearest",
     "retention",
     "reverse_groups",
     "rotary_angles",
