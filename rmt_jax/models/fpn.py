@@ -17,7 +17,7 @@ class FPN(nnx.Module):
 
     A 1x1 convolution of each map, from the top the sum with the nearest-neighbour upsampling of the one above, to the
     finer map's size, whatever that is, and a 3x3 convolution. There is a level for each map that is given, so a
-    detector that starts at stride 8 gives the maps from there. No norms, no activations.
+    detector that starts at stride 8 gives the maps from there. No norms, no activations. Source: mmseg `FPN`.
     """
 
     def __init__(self, in_features: Sequence[int], features: int = FPN_FEATURES, *, dtype: DTypeLike, rngs: nnx.Rngs):

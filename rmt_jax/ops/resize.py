@@ -1,8 +1,8 @@
 """Resizing maps as PyTorch does: nearest, bilinear and adaptive mean pooling, for any two sizes.
 
-Bilinear interpolation and pooling are two products with constant [out in] matrices, one an axis. A TPU does these on
-its matrix unit in about the time that writing the result takes, and their gradient is the same with the matrices
-transposed; gathers would be slow there, and their gradient a scatter.
+Bilinear interpolation and pooling are two products with constant [out in] matrices, one an axis; their gradient is the
+same with the matrices transposed. By the TPU compiler's count, the logits of two pictures and 150 classes from 128x128
+to 512x512 move 0.6 GB, and 1.5 GB with the gradient of a loss; gathered, 7 GB and 14 GB.
 """
 
 import functools
