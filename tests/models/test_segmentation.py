@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rmt_jax.models import FPN, Backbone, Segmentor, SemanticFPNHead, UPerHead, create_model, task_of, variant
+from rmt_jax.models import FPN, Backbone, FCNHead, Segmentor, SemanticFPNHead, UPerHead, create_model, task_of, variant
 from rmt_jax.models.flops import count_segmentor_flops
-from rmt_jax.models.layers import ConvModule, Dropout2d
+from rmt_jax.models.layers import Dropout2d
 from tests.golden import golden
 from tests.models.small import SIZES, abstract, arrays, flat, images, jaxtyping_disabled, small
 
@@ -118,7 +118,7 @@ def test_dropout_drops_whole_channels_and_keeps_the_mean() -> None:
 
 @pytest.fixture
 def keys(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Keys as they are drawn by backbones and given to the dropout of heads, None where there is none."""
+    """Keys as they are drawn by backbones and given to heads, None where there is none; nothing else is computed."""
     found: list[Any] = []
 
     def maps(self: Backbone, images: Any, *, rngs: nnx.Rngs | None = None) -> tuple[jax.Array, ...]:
@@ -126,18 +126,24 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             found.append(rngs.drop_path())
         return tuple(jnp.zeros((1, 1, 1, dim)) for dim in self.config.embed_dims)
 
-    def drop(self: Dropout2d, x: jax.Array, key: Any) -> jax.Array:
+    def logits(self: nnx.Module, maps: Any, key: Any) -> jax.Array:
         found.append(key)
-        return x
+        return jnp.zeros((1, 1, 1, SIZES["num_classes"]))
 
     monkeypatch.setattr(Backbone, "__call__", maps)
-    monkeypatch.setattr(Dropout2d, "__call__", drop)
-    monkeypatch.setattr(ConvModule, "__call__", lambda self, x: jnp.zeros((*x.shape[:3], self.conv.out_features)))
+    monkeypatch.setattr(FPN, "__call__", lambda self, maps: maps)
+    for head in (SemanticFPNHead, UPerHead, FCNHead):
+        monkeypatch.setattr(head, "__call__", logits)
     return found
 
 
+def own(head: str, **options: Any) -> Segmentor:
+    """The abstract one, to be changed."""
+    return nnx.merge(*nnx.split(segmentor(head, **options)))
+
+
 def test_all_keys_differ_and_are_drawn_in_training_mode_only(keys: list[Any]) -> None:
-    model = small("rmt_s", task="segmentation", head="upernet")
+    model = own("upernet")
     x = images(1, 32, 32)
     model(x, rngs=nnx.Rngs(0))
     assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 3
@@ -155,14 +161,14 @@ def test_all_keys_differ_and_are_drawn_in_training_mode_only(keys: list[Any]) ->
 
 
 def test_no_dropout_needs_no_randomness(keys: list[Any]) -> None:
-    model = small("rmt_s", task="segmentation", head="semantic_fpn", dropout=0.0)
+    model = own("semantic_fpn", dropout=0.0)
     model.freeze_backbone()
     model(images(1, 32, 32))
     assert keys == [None]
 
 
 def test_a_frozen_backbone_keeps_its_statistics() -> None:
-    model = small("rmt_s", task="segmentation", head="semantic_fpn")
+    model = own("semantic_fpn")
     model.freeze_backbone()
     assert model.backbone.deterministic
     assert model.backbone.patch_embed.proj[1].use_running_average
