@@ -296,7 +296,7 @@ SECTIONS: Mapping[str, Callable[[], Iterator[Row]]] = {
 }
 
 
-def main() -> None:
+def print_table(sections: Mapping[str, Callable[[], Iterator[Row]]]) -> None:
     """Print the table; exit code 1 when a row is beyond its tolerance."""
     from rich.console import Console
     from rich.table import Table
@@ -305,7 +305,7 @@ def main() -> None:
     table = Table(
         "fixture", "case", "relative error", "tolerance", "", title="Distance from upstream's recorded numbers"
     )
-    rows = [row for section in SECTIONS.values() for row in section()]
+    rows = [row for section in sections.values() for row in section()]
     for row in rows:
         verdict = "ok" if row.error <= row.tolerance else "FAILS"
         table.add_row(row.fixture, row.case, f"{row.error:.1e}", f"{row.tolerance:.0e}", verdict)
@@ -314,4 +314,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    print_table(SECTIONS)

@@ -18,6 +18,16 @@ def test_models_prints_every_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert "rmt_l_star" in out
 
 
+def test_models_prints_every_segmentor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--task", "segmentation"]) == 0
+    out = capsys.readouterr().out
+    assert "FLOPs @512" in out
+    for row in ("rmt_t semantic_fpn 17,034,038 33.632 G", "rmt_l upernet 125,558,276"):
+        assert row in " ".join(out.split())
+    assert "_star" not in out
+    assert main(["models", "--image-size", "0"]) == 2
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
@@ -41,7 +51,7 @@ def test_sigterm_in_a_callback_that_loses_exceptions(monkeypatch: pytest.MonkeyP
         if phase == "start":
             signal.raise_signal(signal.SIGTERM)
 
-    def work(_: object) -> None:
+    def work(*_: object) -> None:
         gc.callbacks.append(stopped_while_collecting_garbage)
         gc.collect()
         gc.callbacks.remove(stopped_while_collecting_garbage)
@@ -55,7 +65,7 @@ def test_sigterm_in_a_callback_that_loses_exceptions(monkeypatch: pytest.MonkeyP
 
 
 def test_ctrl_c(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(_: object) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("rmt_jax.cli.models.print_models", interrupted)

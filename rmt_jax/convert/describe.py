@@ -1,5 +1,6 @@
 """What weights are, in words."""
 
+import dataclasses
 import pathlib
 from collections import Counter
 from collections.abc import Mapping
@@ -104,12 +105,13 @@ def _describe_candidate(candidate: Candidate) -> str:
     if candidate.heads:
         parts.append(f"{len(candidate.heads)} entries of neck and heads")
     try:
-        name, task, config, notes = recognize(candidate.state_dict)
+        name, task, config, notes, head = recognize(candidate.state_dict)
     except ValueError as error:
         return "; ".join([*parts, f"not recognised: {error}"])
-    conversion = convert_state_dict(candidate.state_dict, Weights(name, task, config, {}).abstract_model())
+    weights = Weights(name, task, config, {}, head=head)
+    conversion = convert_state_dict(candidate.state_dict, weights.abstract_model())
     problems = len(conversion.problems) + len(candidate.unknown)
-    converted = Weights(name, task, config, conversion.arrays).describe()
+    converted = dataclasses.replace(weights, arrays=conversion.arrays).describe()
     parts.append(f"{problems} problem(s), would be refused" if problems else converted)
     return "; ".join([*parts, *notes])
 

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -60,8 +61,8 @@ def check_destination(destination: pathlib.Path, source: pathlib.Path | None = N
 def write_weights(weights: Weights, destination: pathlib.Path, *, force: bool = False) -> None:
     """Write weights in the form that the destination's name asks for: .safetensors, .pth, .pt, or a model directory.
 
-    Files hold upstream's names and layouts, a .pth as upstream saves it: {"model": state dict}. All forms hold the
-    architecture and the provenance.
+    Files hold upstream's names and layouts, a .pth as upstream saves it: {"model": state dict}, of segmentors as mmcv
+    does: {"meta": {"CLASSES": names}, "state_dict": state dict}. All forms hold the architecture and the provenance.
 
     Raises:
         FileExistsError, ImportError, ValueError: see `check_destination`.
@@ -78,7 +79,14 @@ def write_weights(weights: Weights, destination: pathlib.Path, *, force: bool = 
             safetensors.numpy.save_file(arrays, partial, metadata={"rmt_jax": json.dumps(weights.card())})
             partial.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
         else:
-            write_torch(partial, weights.to_torch(), json.dumps(weights.card()))
+            write_torch(partial, weights.to_torch(), json.dumps(weights.card()), meta=_meta(weights))
+
+
+def _meta(weights: Weights) -> dict[str, Any] | None:
+    """What mmcv keeps beside a state dict, as far as it is known; None where a checkpoint is not of mmcv's kind."""
+    if weights.task != "segmentation":
+        return None
+    return {} if weights.class_names is None else {"CLASSES": weights.class_names}
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from rmt_jax.convert.integrity import find_damage, read_through
+from rmt_jax.convert.names import segmentation_head
 from rmt_jax.convert.preprocessing import Preprocessing
 from rmt_jax.convert.weights import (
     Weights,
@@ -105,15 +106,16 @@ def read_workdir(workdir: pathlib.Path, *, raw: bool = False) -> Weights:
             f"{folder.parent} away to read that one now."
         )
     arrays = _restore(folder)
-    name, config, preprocessing, steps_per_update = _configuration(
-        workdir / "config.json", arrays["head/bias"].shape[0]
-    )
+    head = segmentation_head(arrays)
+    task, last = ("classification", "head/bias") if head is None else ("segmentation", "decode_head/conv_seg/bias")
+    name, config, preprocessing, steps_per_update = _configuration(workdir / "config.json", arrays[last].shape[0], task)
     return Weights(
         name=name,
-        task="classification",
+        task=task,
+        head=head,
         config=config,
         arrays=arrays,
-        buffers=upstream_buffers(config, arrays, steps=step * steps_per_update),
+        buffers=upstream_buffers(config, arrays, task, steps=step * steps_per_update),
         provenance={"layout": "workdir", "weights": "raw" if raw else "ema", "step": step},
         class_names=workdir_classes(workdir),
         preprocessing=preprocessing,
@@ -135,7 +137,7 @@ def workdir_classes(workdir: pathlib.Path) -> tuple[str, ...] | None:
         raise ValueError(f"{CLASSES_FILE} does not hold the class names of a run ({error}).") from error
 
 
-def _configuration(path: pathlib.Path, num_classes: int) -> tuple[str, RMTConfig, Preprocessing, int]:
+def _configuration(path: pathlib.Path, num_classes: int, task: str) -> tuple[str, RMTConfig, Preprocessing | None, int]:
     """(model, architecture, preprocessing, batches that BatchNorm sees in a step) of a run."""
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
@@ -143,6 +145,9 @@ def _configuration(path: pathlib.Path, num_classes: int) -> tuple[str, RMTConfig
         fields = fields_from_json(model["architecture"])
         if model["drop_path"] is not None:
             fields["drop_path"] = model["drop_path"]
+        if task == "segmentation":
+            config = variant(model["name"], **{**fields, "extra_norms": True}, num_classes=num_classes)
+            return model["name"], config, None, run["grad_accum_steps"]
         config = variant(model["name"], **fields, num_classes=num_classes)
         return model["name"], config, Preprocessing.from_json(run["data"]), run["grad_accum_steps"]
     except (OSError, KeyError, TypeError, ValueError) as error:

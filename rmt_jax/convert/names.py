@@ -5,7 +5,7 @@ nothing takes, a parameter that nothing fills and a wrong shape are all errors, 
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,24 +13,26 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rmt_jax.models import Backbone, Classifier, RMTConfig
+from rmt_jax.models import AnyModel, RMTConfig, task_of
 from rmt_jax.models.arrays import flat_paths, model_arrays, nest
 from rmt_jax.ops import log_decay_rates, rotary_angles
 
 # (pattern in our path, replacement), applied in order; then "/" becomes ".".
 RENAMES: tuple[tuple[str, str], ...] = (
-    (r"^backbone/", r""),
     (r"/(pos|lepe|dwconv)/(kernel|bias)$", r"/\1/conv/\2"),
     (r"/(kernel|scale)$", r"/weight"),
     (r"/(mean|var)$", r"/running_\1"),
 )
 
 # Entries of upstream's files that carry no weights: constants, which are checked, and step counters.
-CONSTANTS = re.compile(r"^layers\.(\d)\.Relpos\.(angle|decay)$")
+CONSTANTS = re.compile(r"^(backbone\.)?layers\.(\d)\.Relpos\.(angle|decay)$")
 COUNTERS = re.compile(r"\.num_batches_tracked$")
 
 # Upstream computes its constants in float32 on another machine; further off means another architecture.
 CONSTANT_RTOL = 1e-5
+
+# What only one head of a segmentor has.
+HEAD_PARTS = {"scale_heads": "semantic_fpn", "psp_modules": "upernet"}
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -59,8 +61,14 @@ class Conversion(NamedTuple):
     problems: list[str]
 
 
-def torch_key(path: str) -> str:
-    """Upstream's name of one of our arrays: backbone/layers/0/.../pos/kernel -> layers.0.....pos.conv.weight."""
+def torch_key(path: str, task: str = "classification") -> str:
+    """Upstream's name of one of our arrays: backbone/layers/0/.../pos/kernel -> layers.0.....pos.conv.weight.
+
+    Only a classifier's names lose "backbone/", since upstream's classifier is its own backbone; a segmentor's keep it,
+    and a bare backbone's do not have it.
+    """
+    if task == "classification":
+        path = path.removeprefix("backbone/")
     for pattern, replacement in RENAMES:
         path = re.sub(pattern, replacement, path)
     return path.replace("/", ".")
@@ -73,15 +81,21 @@ def transform(path: str, dimensions: int) -> Transform:
     return {2: LINEAR, 4: CONV}.get(dimensions, COPY)
 
 
-def to_torch(tree: Mapping[Any, Any]) -> dict[str, np.ndarray]:
+def segmentation_head(names: Iterable[str]) -> str | None:
+    """Which head upstream's keys or our paths belong to, None where they are of no segmentor that we know."""
+    parts = (re.match(r"decode_head[./](\w+)", name) for name in names)
+    return next((HEAD_PARTS[part[1]] for part in parts if part and part[1] in HEAD_PARTS), None)
+
+
+def to_torch(tree: Mapping[Any, Any], task: str = "classification") -> dict[str, np.ndarray]:
     """Our arrays (parameters, statistics, gradients or moments) under upstream's names and in its layout, as copies."""
     return {
-        torch_key(path): np.array(transform(path, np.ndim(leaf)).to_torch(np.asarray(leaf)), order="C")
+        torch_key(path, task): np.array(transform(path, np.ndim(leaf)).to_torch(np.asarray(leaf)), order="C")
         for path, leaf in flat_paths(tree)
     }
 
 
-def from_torch(state_dict: Mapping[str, np.ndarray], model: Classifier | Backbone) -> None:
+def from_torch(state_dict: Mapping[str, np.ndarray], model: AnyModel) -> None:
     """Fill a model with upstream's weights, in place.
 
     Args:
@@ -98,10 +112,11 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: Classifier | Backbon
     fill(model, conversion.arrays)
 
 
-def convert_state_dict(state_dict: Mapping[str, np.ndarray], model: Classifier | Backbone) -> Conversion:
+def convert_state_dict(state_dict: Mapping[str, np.ndarray], model: AnyModel) -> Conversion:
     """Upstream's arrays in our layout, as views where the layout allows it; the model gives paths and shapes only."""
-    wanted = {torch_key(path): (path, leaf.shape) for path, leaf in flat_paths(model_arrays(model))}
-    constants = relpos_constants(model.config)
+    task, _ = task_of(model)
+    wanted = {torch_key(path, task): (path, leaf.shape) for path, leaf in flat_paths(model_arrays(model))}
+    constants = relpos_constants(model.config, task)
     arrays: dict[str, np.ndarray] = {}
     buffers: dict[str, np.ndarray] = {}
     problems = [f"missing: {key} (for {path})" for key, (path, _) in wanted.items() if key not in state_dict]
@@ -139,14 +154,15 @@ def fill(model: nnx.Module, arrays: Mapping[str, Any]) -> None:
     nnx.update(model, nest({path: jnp.array(array) for path, array in arrays.items()}))
 
 
-def relpos_constants(config: RMTConfig) -> dict[str, np.ndarray]:
+def relpos_constants(config: RMTConfig, task: str = "classification") -> dict[str, np.ndarray]:
     """Upstream's registered buffers, which we compute instead of storing."""
     constants = {}
+    prefix = "backbone." if task == "segmentation" else ""
     for stage, (dim, heads, span) in enumerate(
         zip(config.embed_dims, config.num_heads, config.decay_spans, strict=True)
     ):
-        constants[f"layers.{stage}.Relpos.angle"] = np.repeat(rotary_angles(dim // heads), 2)
-        constants[f"layers.{stage}.Relpos.decay"] = log_decay_rates(heads, config.decay_start, span)
+        constants[f"{prefix}layers.{stage}.Relpos.angle"] = np.repeat(rotary_angles(dim // heads), 2)
+        constants[f"{prefix}layers.{stage}.Relpos.decay"] = log_decay_rates(heads, config.decay_start, span)
     return constants
 
 

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from rmt_jax.convert.sources import read_weights
-from rmt_jax.models import Backbone, Classifier
+from rmt_jax.models import AnyModel, Backbone
 
 _log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ def load_pretrained(
     weights: str | None = None,
     rngs: nnx.Rngs | None = None,
     **overrides: Any,
-) -> Classifier | Backbone:
+) -> AnyModel:
     """A model with its weights, in evaluation mode.
 
     Args:
@@ -36,7 +36,7 @@ def load_pretrained(
         **overrides: fields of `RMTConfig` that change no array, such as drop_path=0.2, remat="full" or aux_tap="norm".
 
     Returns:
-        A `Classifier`, or the `Backbone` of a detector or segmentor. `model.train()` readies it for fine-tuning.
+        A `Classifier`, a `Segmentor`, or the `Backbone` of a detector. `model.train()` readies it for fine-tuning.
 
     Raises:
         FileNotFoundError, ImportError, ValueError: see `read_weights`; also an unknown field, num_classes for a
@@ -49,10 +49,12 @@ def load_pretrained(
             raise ValueError(f"Unknown architecture field {name!r}. Known: {', '.join(known)}.")
     config = dataclasses.replace(found.config, **overrides)
     model = dataclasses.replace(found, config=config).to_model(dtype)
-    if num_classes is None or (isinstance(model, Classifier) and num_classes == config.num_classes):
+    if num_classes is None:
         return model
-    if not isinstance(model, Classifier):
+    if isinstance(model, Backbone):
         raise ValueError(f"num_classes={num_classes}: {source} is a backbone, which has no head.")
+    if num_classes == config.num_classes:
+        return model
     _log.warning("Fresh head for %d classes in the place of the one for %d.", num_classes, config.num_classes)
     model.reset_classifier(num_classes, rngs=nnx.Rngs(0) if rngs is None else rngs)
     return model

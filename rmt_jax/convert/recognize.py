@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rmt_jax.convert.names import relpos_constants
+from rmt_jax.convert.names import relpos_constants, segmentation_head
 from rmt_jax.models import RMTConfig, list_models, variant
 
 STAR = "_star"
@@ -19,12 +19,13 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Recognized(NamedTuple):
-    """A model by name, with the task and the architecture that its weights ask for."""
+    """A model by name, with the task, the architecture and a segmentor's head that its weights ask for."""
 
     name: str
     task: str
     config: RMTConfig
     notes: tuple[str, ...]
+    head: str | None = None
 
 
 class Outline(NamedTuple):
@@ -49,10 +50,16 @@ def recognize(state_dict: Mapping[str, Any], *, model: str | None = None, aux_ta
         ValueError: no known model has these keys and shapes, or several do.
     """
     shapes: Shapes = {key: np.shape(value) for key, value in state_dict.items()}
+    head = segmentation_head(shapes)
+    if head is not None:
+        backbone = {key.removeprefix("backbone."): value for key, value in state_dict.items()}
+        name = model or _base_name({key: np.shape(value) for key, value in backbone.items()}, backbone)
+        fields = _first_sizes(shapes, num_classes="decode_head.conv_seg.weight")
+        return Recognized(name, "segmentation", variant(name, extra_norms=True, **fields), (), head)
     task, fields = _task(shapes)
     notes: list[str] = []
     if task == "classification":
-        fields |= _head_fields(shapes)
+        fields |= _first_sizes(shapes, num_classes="head.weight", proj_dim="proj.weight")
         name = model or _base_name(shapes, state_dict) + (STAR if "aux_head.weight" in shapes else "")
         if "aux_head.weight" in shapes:
             fields |= _aux_fields(shapes, variant(name), aux_tap, notes)
@@ -92,12 +99,10 @@ def _task(shapes: Shapes) -> tuple[str, dict[str, Any]]:
     return ("classification", {}) if head else ("backbone", {"extra_norms": bool(norms)})
 
 
-def _head_fields(shapes: Shapes) -> dict[str, int]:
-    fields = {}
-    for field, key in (("num_classes", "head.weight"), ("proj_dim", "proj.weight")):
-        if shapes.get(key):  # what is missing is reported with all that is missing
-            fields[field] = shapes[key][0]
-    return fields
+def _first_sizes(shapes: Shapes, **keys: str) -> dict[str, Any]:
+    """{field: outputs of the layer of that key}."""
+    # What is missing is reported with all that is missing.
+    return {field: shapes[key][0] for field, key in keys.items() if shapes.get(key)}
 
 
 def _aux_fields(shapes: Shapes, config: RMTConfig, aux_tap: str | None, notes: list[str]) -> dict[str, Any]:

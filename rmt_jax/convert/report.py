@@ -37,7 +37,9 @@ def report_rows(weights: Weights, *, to_torch: bool) -> Iterator[Row]:
             words = COPY.name
         else:
             words = change.name if from_torch else " -> ".join(reversed(change.name.split(" -> ")))
-        yield _row(weights.source_keys.get(path, path), torch_key(path) if to_torch else path, target, words)
+        yield _row(
+            weights.source_keys.get(path, path), torch_key(path, weights.task) if to_torch else path, target, words
+        )
     prefix = weights.provenance.get("prefix", "")
     for key, array in weights.buffers.items():
         yield _row(prefix + key, key, array, "constant, checked" if CONSTANTS.match(key) else "counter, kept")

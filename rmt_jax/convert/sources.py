@@ -23,7 +23,7 @@ from rmt_jax.convert.directories import (
 from rmt_jax.convert.names import convert_state_dict, raise_problems, torch_key
 from rmt_jax.convert.preprocessing import upstream_preprocessing
 from rmt_jax.convert.recognize import recognize
-from rmt_jax.convert.state_dicts import choose, find_candidates
+from rmt_jax.convert.state_dicts import choose, find_candidates, read_class_names
 from rmt_jax.convert.torch_file import read_torch
 from rmt_jax.convert.weights import KINDS, UNSTATED, Card, Weights, array_problems, parse_card
 from rmt_jax.models import RMTConfig
@@ -157,9 +157,12 @@ def _from_file(
     notes: tuple[str, ...] = ()
     if file.card is None or model is not None:
         chosen = choose(candidates, file.content, weights=weights, entry=entry)
-        name, task, config, notes = recognize(chosen.state_dict, model=model, aux_tap=aux_tap)
+        name, task, config, notes, head = recognize(chosen.state_dict, model=model, aux_tap=aux_tap)
         provenance = {"layout": chosen.layout, "weights": chosen.kind}
-        card = Card(name, task, config, provenance, preprocessing=upstream_preprocessing(task, config))
+        card = Card(name, task, config, provenance, preprocessing=upstream_preprocessing(task, config), head=head)
+        if head is not None:
+            class_names, more_notes = read_class_names(file.content, config.num_classes)
+            card, notes = card._replace(class_names=class_names), notes + more_notes
         if file.card is not None:  # another model than it says, but the same classes and pictures
             before = parse_card(file.card, f"its entry {CARD_KEY}")
             card = card._replace(class_names=before.class_names, preprocessing=before.preprocessing)
@@ -169,20 +172,19 @@ def _from_file(
         _check_kind(card.provenance, weights)
         _check_depths(card.config, len(chosen.state_dict))
         card = card._replace(provenance=_inherited(card.provenance))
-    conversion = convert_state_dict(chosen.state_dict, Weights(card.name, card.task, card.config, {}).abstract_model())
+    empty = Weights(card.name, card.task, card.config, {}, head=card.head)
+    conversion = convert_state_dict(chosen.state_dict, empty.abstract_model())
     unknown = [f"unexpected: {key} {np.shape(value)}" for key, value in chosen.unknown.items()]
     raise_problems(conversion.problems + unknown, card.name)
-    return Weights(
-        name=card.name,
-        task=card.task,
-        config=card.config,
+    return dataclasses.replace(
+        empty,
         class_names=card.class_names,
         preprocessing=card.preprocessing,
         arrays=conversion.arrays,
         buffers=conversion.buffers,
         provenance=card.provenance
         | {key: value for key, value in (("entry", chosen.entry), ("prefix", chosen.prefix)) if value},
-        source_keys={own: chosen.prefix + torch_key(own) for own in conversion.arrays},
+        source_keys={own: chosen.prefix + torch_key(own, card.task) for own in conversion.arrays},
         left_out={key: np.shape(value) for key, value in chosen.heads.items()},
         notes=notes,
     )

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from rmt_jax.convert.names import segmentation_head
 from rmt_jax.convert.weights import KINDS, UNSTATED
 
 STEM = "patch_embed.proj.0.weight"  # every RMT has it, and nothing else does
@@ -30,8 +31,8 @@ class Candidate(NamedTuple):
     Attributes:
         entry: where it lies in the file, such as "model_ema"; "" is the file itself.
         prefix: of its keys, such as "module." or "backbone.".
-        state_dict: the RMT's entries, without the prefix.
-        heads: entries of a detector's or segmentor's neck and heads, by their whole keys.
+        state_dict: the RMT's entries, without the prefix; of a segmentor also those of its neck and heads.
+        heads: entries of the neck and heads of what we have the backbone of only, by their whole keys.
         unknown: all other entries, by their whole keys.
     """
 
@@ -53,8 +54,9 @@ class Candidate(NamedTuple):
     def layout(self) -> str:
         """What kind of file it is from, in words."""
         outer = self.prefix.removesuffix("backbone.")
+        keys = [key.removeprefix(outer) for key in self.heads] + list(self.state_dict)
         for pattern, name in DENSE_LAYOUTS:
-            if any(re.search(pattern, key.removeprefix(outer)) for key in self.heads):
+            if any(re.search(pattern, key) for key in keys):
                 return name
         if "aux_head.weight" in self.state_dict:
             return "upstream, token labelling"
@@ -103,6 +105,17 @@ def choose(candidates: list[Candidate], content: Any, *, weights: str | None, en
     return chosen[0]
 
 
+def read_class_names(content: Any, num_classes: int) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    """(the names that mmcv keeps beside the weights, None where there are none that fit; notes about it)."""
+    meta = content.get("meta") if isinstance(content, Mapping) else None
+    names = meta.get("CLASSES") if isinstance(meta, Mapping) else None
+    if names is None:
+        return None, ()
+    if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names) and len(names) == num_classes:
+        return tuple(names), ()
+    return None, (f"meta.CLASSES left out: it does not hold the names of {num_classes} classes.",)
+
+
 def describe_content(content: Any) -> str:
     """A file's entries in a few words each."""
     if not isinstance(content, Mapping):
@@ -149,6 +162,8 @@ def _candidate(entry: str, tensors: Mapping[str, Any]) -> Candidate:
         )
     (prefix,) = prefixes
     outer = prefix.removesuffix("backbone.")
+    if segmentation_head(key.removeprefix(outer) for key in tensors):
+        prefix = outer
     state_dict, heads, unknown = {}, {}, {}
     for key, value in tensors.items():
         if key.startswith(prefix):

@@ -53,13 +53,19 @@ def read_torch(path: pathlib.Path) -> Any:
     return _to_numpy(content)
 
 
-def write_torch(path: pathlib.Path, arrays: Mapping[str, np.ndarray], card: str) -> None:
-    """A checkpoint as upstream's: {"model": state dict}, with the card beside it."""
+def write_torch(
+    path: pathlib.Path, arrays: Mapping[str, np.ndarray], card: str, *, meta: Mapping[str, Any] | None = None
+) -> None:
+    """A checkpoint as upstream's: {"model": state dict}, with the card beside it.
+
+    With `meta` it is one as mmcv's: {"meta": meta, "state_dict": state dict}.
+    """
     import torch
 
     # Writable and contiguous, as PyTorch wants them; a copy only where they are not.
     state_dict = {key: torch.from_numpy(np.require(array, requirements=["C", "W"])) for key, array in arrays.items()}
-    torch.save({"model": state_dict, "rmt_jax": card}, path)
+    content = {"model": state_dict} if meta is None else {"meta": dict(meta), "state_dict": state_dict}
+    torch.save(content | {"rmt_jax": card}, path)
 
 
 def _refusal(message: str) -> str:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jax.typing import DTypeLike
 
 from rmt_jax.convert.names import COUNTERS, fill, finite_problems, raise_problems, relpos_constants, to_torch, torch_key
 from rmt_jax.convert.preprocessing import Preprocessing
-from rmt_jax.models import RUN_TIME_FIELDS, Backbone, Classifier, RMTConfig, abstract_model, build_model
+from rmt_jax.models import RUN_TIME_FIELDS, AnyModel, RMTConfig, abstract_model, build_model, task_of
 from rmt_jax.models.arrays import flat_paths, model_arrays, nest
 
 CARD_FORMAT = 1
@@ -27,13 +28,16 @@ BACKBONE_FIELDS = (
 )  # fmt: skip
 
 
+_CLASS_LAYERS = re.compile(r"((aux_)?head|(decode|auxiliary)_head/conv_seg)/")
+
+
 @dataclasses.dataclass(frozen=True)
 class Weights:
     """Weights of one model.
 
     Attributes:
         name: of the model, one of `list_models()`.
-        task: "classification" or "backbone".
+        task: "classification", "backbone" or "segmentation".
         config: architecture.
         arrays: float32, {our path: array}.
         buffers: upstream's entries that carry no weights, by upstream's keys and verbatim; those that the source lacks
@@ -44,6 +48,7 @@ class Weights:
         notes: what the user should know.
         class_names: by label, None where they are not known.
         preprocessing: of the pictures, None where it is not known.
+        head: of a segmentor, see `create_model`; None of others.
 
     Raises:
         ValueError: class names that are not as many as the classes.
@@ -60,6 +65,7 @@ class Weights:
     notes: tuple[str, ...] = ()
     class_names: tuple[str, ...] | None = None
     preprocessing: Preprocessing | None = None
+    head: str | None = None
 
     def __post_init__(self) -> None:
         if self.class_names is not None and len(self.class_names) != self.config.num_classes:
@@ -67,11 +73,11 @@ class Weights:
                 f"{len(self.class_names)} class names do not go with a head of {self.config.num_classes} classes."
             )
 
-    def abstract_model(self, dtype: DTypeLike = jnp.float32) -> Classifier | Backbone:
+    def abstract_model(self, dtype: DTypeLike = jnp.float32) -> AnyModel:
         """The model with shapes in the place of arrays."""
-        return abstract_model(lambda rngs: build_model(self.config, self.task, dtype=dtype, rngs=rngs))
+        return abstract_model(lambda rngs: build_model(self.config, self.task, self.head, dtype=dtype, rngs=rngs))
 
-    def to_model(self, dtype: DTypeLike = jnp.float32) -> Classifier | Backbone:
+    def to_model(self, dtype: DTypeLike = jnp.float32) -> AnyModel:
         """The model with these weights, in evaluation mode.
 
         Raises:
@@ -85,7 +91,8 @@ class Weights:
 
     def to_torch(self) -> dict[str, np.ndarray]:
         """Upstream's complete state dict, which it loads with strict=True."""
-        return to_torch(nest(self.arrays)) | upstream_buffers(self.config, self.arrays) | dict(self.buffers)
+        computed = upstream_buffers(self.config, self.arrays, self.task)
+        return to_torch(nest(self.arrays), self.task) | computed | dict(self.buffers)
 
     @property
     def kind(self) -> str:
@@ -95,8 +102,9 @@ class Weights:
     def describe(self) -> str:
         """Name, task, classes and size of the model."""
         size = sum(array.size for path, array in self.arrays.items() if not path.endswith(("/mean", "/var")))
-        if self.task == "classification":
-            return f"{self.name}, {self.config.num_classes} classes, {size:,} parameters"
+        if self.task != "backbone":
+            head = "" if self.head is None else f", {self.head}"
+            return f"{self.name}{head}, {self.config.num_classes} classes, {size:,} parameters"
         norms = "with" if self.config.extra_norms else "without"
         return f"{self.name}, backbone {norms} norms of its maps, {size:,} parameters"
 
@@ -106,6 +114,7 @@ class Weights:
             "rmt_jax": CARD_FORMAT,
             "model": self.name,
             "task": self.task,
+            "head": self.head,
             "config": {k: v for k, v in dataclasses.asdict(self.config).items() if k not in RUN_TIME_FIELDS},
             "provenance": dict(self.provenance),
             "class_names": self.class_names,
@@ -114,7 +123,7 @@ class Weights:
 
 
 class Card(NamedTuple):
-    """What `Weights.card` made, read again; files of before the last two existed leave them None."""
+    """What `Weights.card` made, read again; files of before the last three existed leave them None."""
 
     name: str
     task: str
@@ -122,6 +131,7 @@ class Card(NamedTuple):
     provenance: dict[str, Any]
     class_names: tuple[str, ...] | None = None
     preprocessing: Preprocessing | None = None
+    head: str | None = None
 
 
 class Fit(NamedTuple):
@@ -135,10 +145,11 @@ class Fit(NamedTuple):
         return "; ".join(f"{what}: {', '.join(paths)}" for what, paths in parts.items() if paths)
 
 
-def load_into(model: Classifier | Backbone, weights: Weights, where: str, *, head: bool = True) -> Fit:
+def load_into(model: AnyModel, weights: Weights, where: str, *, head: bool = True) -> Fit:
     """Fill a model in place with the weights that fit: the whole backbone, and the parts of the head that do.
 
-    Of another task only the backbone is taken. The LayerNorms of a backbone's maps count as head.
+    Of another task, or another head of segmentation, only the backbone is taken. The LayerNorms of a backbone's maps
+    count as head.
 
     Args:
         model: keeps what it has where nothing fits.
@@ -154,19 +165,19 @@ def load_into(model: Classifier | Backbone, weights: Weights, where: str, *, hea
         for field in BACKBONE_FIELDS
         if getattr(weights.config, field) != getattr(model.config, field)
     ]
-    given = {_in_classifier(weights.task, path): array for path, array in weights.arrays.items()}
-    task = "classification" if isinstance(model, Classifier) else "backbone"
-    wanted = {_in_classifier(task, path): (path, leaf.shape) for path, leaf in flat_paths(model_arrays(model))}
+    task = task_of(model)
+    given = {_in_whole_model(weights.task, path): array for path, array in weights.arrays.items()}
+    wanted = {_in_whole_model(task[0], path): (path, leaf.shape) for path, leaf in flat_paths(model_arrays(model))}
     fits = {path for path, (_, shape) in wanted.items() if path in given and given[path].shape == shape}
     differences += [f"{path} does not fit" for path in wanted if _is_trunk(path) and path not in fits]
     if differences:
         raise ValueError(
             f"{where} is of another model ({weights.name}), whose backbone does not fit:\n  " + "\n  ".join(differences)
         )
-    if weights.task != task:
+    if (weights.task, weights.head) != task:
         fits = {path for path in fits if _is_trunk(path)}
     if not head:
-        fits = {path for path in fits if not path.startswith(("head/", "aux_head/"))}
+        fits = {path for path in fits if not _CLASS_LAYERS.match(path)}
     fill(model, {wanted[path][0]: given[path] for path in fits})
     return Fit(
         fresh=sorted(own for path, (own, _) in wanted.items() if path not in fits),
@@ -201,14 +212,14 @@ def array_problems(arrays: Mapping[str, np.ndarray], model: nnx.Module) -> list[
     return problems
 
 
-def upstream_buffers(config: RMTConfig, paths: Mapping[str, Any], steps: int = 0) -> dict[str, np.ndarray]:
+def upstream_buffers(config: RMTConfig, paths: Iterable[str], task: str, steps: int = 0) -> dict[str, np.ndarray]:
     """Upstream's entries without weights, of a model that has not been there: constants, and counters of BatchNorm."""
     counters = {
-        torch_key(path).replace("running_mean", "num_batches_tracked"): np.array(steps, np.int64)
+        torch_key(path, task).replace("running_mean", "num_batches_tracked"): np.array(steps, np.int64)
         for path in paths
         if path.endswith("/mean")
     }
-    return {key: value.astype(np.float32) for key, value in relpos_constants(config).items()} | counters
+    return {key: value.astype(np.float32) for key, value in relpos_constants(config, task).items()} | counters
 
 
 def read_card(card: Any, where: str) -> Card:
@@ -234,6 +245,7 @@ def read_card(card: Any, where: str) -> Card:
             provenance=dict(card["provenance"]),
             class_names=read_class_names(card.get("class_names")),
             preprocessing=None if preprocessing is None else Preprocessing.from_json(preprocessing),
+            head=card.get("head"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{where} does not describe a model ({error}): {hint}") from error
@@ -272,9 +284,9 @@ def is_counter(key: str) -> bool:
     return COUNTERS.search(key) is not None
 
 
-def _in_classifier(task: str, path: str) -> str:
-    """A path as a classifier has it: a bare backbone's begin with what it consists of."""
-    return path if task == "classification" else f"backbone/{path}"
+def _in_whole_model(task: str, path: str) -> str:
+    """A path as whole models have it: a bare backbone's begin with what it consists of."""
+    return f"backbone/{path}" if task == "backbone" else path
 
 
 def _is_trunk(path: str) -> bool:

@@ -3,26 +3,36 @@
 from rmt_jax.models.attention import attention_map, decay_map
 from rmt_jax.models.blocks import Gather, Remat
 from rmt_jax.models.classifier import Classifier
-from rmt_jax.models.factory import abstract_model, build_model, create_model
+from rmt_jax.models.factory import AnyModel, abstract_model, build_model, create_model, task_of
+from rmt_jax.models.fpn import FPN
 from rmt_jax.models.rmt import Backbone, Block, FeatureInfo, Retention, Stage
+from rmt_jax.models.segmentation import FCNHead, SegmentationHead, Segmentor, SemanticFPNHead, UPerHead
 from rmt_jax.models.variants import RUN_TIME_FIELDS, RMTConfig, list_models, variant
 
 __all__ = [
+    "FPN",
     "RUN_TIME_FIELDS",
+    "AnyModel",
     "Backbone",
     "Block",
     "Classifier",
+    "FCNHead",
     "FeatureInfo",
     "Gather",
     "RMTConfig",
     "Remat",
     "Retention",
+    "SegmentationHead",
+    "Segmentor",
+    "SemanticFPNHead",
     "Stage",
+    "UPerHead",
     "abstract_model",
     "attention_map",
     "build_model",
     "create_model",
     "decay_map",
     "list_models",
+    "task_of",
     "variant",
 ]

@@ -7,12 +7,13 @@ from jaxtyping import Float
 
 from rmt_jax.models.classifier import Classifier
 from rmt_jax.models.rmt import Backbone, Images, check_images
+from rmt_jax.models.segmentation import Segmentor
 from rmt_jax.models.variants import RMTConfig
 from rmt_jax.ops import log_decay_rates
 
 
 def attention_map(
-    model: Classifier | Backbone, images: Images, *, stage: int, block: int, position: tuple[int, int]
+    model: Classifier | Backbone | Segmentor, images: Images, *, stage: int, block: int, position: tuple[int, int]
 ) -> Float[Array, "batch heads height width"]:
     """What one position of a block attends to.
 
@@ -29,7 +30,7 @@ def attention_map(
     Raises:
         ValueError: a stage, block or position that is not there, or a model in training mode.
     """
-    backbone = model.backbone if isinstance(model, Classifier) else model
+    backbone = model if isinstance(model, Backbone) else model.backbone
     check_images(images)
     if not backbone.deterministic:
         raise ValueError("attention_map needs a model in evaluation mode: call model.eval() first.")

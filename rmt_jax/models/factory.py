@@ -1,7 +1,7 @@
 """Models by name."""
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, get_args, overload
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +10,20 @@ from jax.typing import DTypeLike
 
 from rmt_jax.models.classifier import Classifier
 from rmt_jax.models.rmt import Backbone
+from rmt_jax.models.segmentation import SegmentationHead, Segmentor
 from rmt_jax.models.variants import RMTConfig, variant
 
 Model = TypeVar("Model", bound=nnx.Module)
-ModelTask = Literal["classification", "backbone"]
+AnyModel = Classifier | Backbone | Segmentor
+ModelTask = Literal["classification", "backbone", "segmentation"]
 
-_CLASSES: dict[str, type[Classifier] | type[Backbone]] = {"classification": Classifier, "backbone": Backbone}
+ADE20K_CLASSES, IMAGENET_CLASSES = 150, 1000
 
 
 @overload
 def create_model(
     name: str,
-    num_classes: int = ...,
+    num_classes: int | None = ...,
     *,
     task: Literal["classification"] = ...,
     drop_path: float | None = ...,
@@ -34,7 +36,7 @@ def create_model(
 @overload
 def create_model(
     name: str,
-    num_classes: int = ...,
+    num_classes: int | None = ...,
     *,
     task: Literal["backbone"],
     drop_path: float | None = ...,
@@ -44,22 +46,43 @@ def create_model(
 ) -> Backbone: ...
 
 
+@overload
 def create_model(
     name: str,
-    num_classes: int = 1000,
+    num_classes: int | None = ...,
+    *,
+    task: Literal["segmentation"],
+    head: SegmentationHead,
+    dropout: float = ...,
+    drop_path: float | None = ...,
+    dtype: DTypeLike = ...,
+    rngs: nnx.Rngs | None = ...,
+    **overrides: Any,
+) -> Segmentor: ...
+
+
+def create_model(
+    name: str,
+    num_classes: int | None = None,
     *,
     task: ModelTask = "classification",
+    head: SegmentationHead | None = None,
+    dropout: float | None = None,
     drop_path: float | None = None,
     dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs | None = None,
     **overrides: Any,
-) -> Classifier | Backbone:
+) -> AnyModel:
     """A model with fresh weights, in training mode.
 
     Args:
         name: one of `list_models()`.
-        num_classes: outputs of the head, and of the auxiliary head of starred models.
-        task: "classification" for logits, "backbone" for the four maps at strides 4, 8, 16, 32.
+        num_classes: outputs of the head, and of the auxiliary head of starred models and UperNets; None for 1000, of
+            segmentation 150, as ImageNet-1k and ADE20K have.
+        task: "classification" for logits, "backbone" for the four maps at strides 4, 8, 16, 32, "segmentation" for
+            logits of every position at stride 4.
+        head: of segmentation, "semantic_fpn" or "upernet".
+        dropout: rate before the last layer of segmentation heads; None for upstream's 0.1.
         drop_path: rate of the last block; None for the variant's own.
         dtype: type to compute in, float32 or bfloat16. Parameters are float32; norms, softmax, rotary phases and decay
             are computed in float32.
@@ -67,25 +90,51 @@ def create_model(
         **overrides: any other field of `RMTConfig`, such as depths=(1, 1, 1, 1) or remat="full".
 
     Raises:
-        ValueError: unknown name, task or field, or numbers that make no model.
+        ValueError: unknown name, task, head or field, a head or dropout where the task has none, or numbers that make
+            no model.
     """
     if drop_path is not None:
         overrides["drop_path"] = drop_path
+    if num_classes is None:
+        num_classes = ADE20K_CLASSES if task == "segmentation" else IMAGENET_CLASSES
     config = variant(name, num_classes=num_classes, **overrides)
-    return build_model(config, task, dtype=dtype, rngs=nnx.Rngs(0) if rngs is None else rngs)
+    return build_model(config, task, head, dropout=dropout, dtype=dtype, rngs=nnx.Rngs(0) if rngs is None else rngs)
 
 
-def build_model(config: RMTConfig, task: str, *, dtype: DTypeLike, rngs: nnx.Rngs) -> Classifier | Backbone:
-    """The model of an architecture and a task (see `create_model`), with fresh weights, in training mode.
+def build_model(
+    config: RMTConfig,
+    task: str,
+    head: str | None = None,
+    *,
+    dropout: float | None = None,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+) -> AnyModel:
+    """The model of an architecture, a task and a head (see `create_model`), with fresh weights, in training mode.
 
     Raises:
-        ValueError: an unknown task or type.
+        ValueError: an unknown task, head or type, or a head or dropout that the task does not have.
     """
-    if task not in _CLASSES:
-        raise ValueError(f"task must be one of {', '.join(_CLASSES)}, got {task!r}.")
+    tasks = get_args(ModelTask)
+    if task not in tasks:
+        raise ValueError(f"task must be one of {', '.join(tasks)}, got {task!r}.")
     if dtype not in (jnp.float32, jnp.bfloat16, "float32", "bfloat16"):
         raise ValueError(f"dtype must be float32 or bfloat16, got {dtype}.")
-    return _CLASSES[task](config, dtype=jnp.dtype(dtype), rngs=rngs)
+    dtype = jnp.dtype(dtype)
+    if task == "segmentation":
+        options: dict[str, Any] = {"head": head} | ({} if dropout is None else {"dropout": dropout})
+        return Segmentor(config, **options, dtype=dtype, rngs=rngs)
+    for name, value in (("head", head), ("dropout", dropout)):
+        if value is not None:
+            raise ValueError(f"{name}={value!r} is of task='segmentation', and the task is {task!r}.")
+    return (Classifier if task == "classification" else Backbone)(config, dtype=dtype, rngs=rngs)
+
+
+def task_of(model: AnyModel) -> tuple[str, str | None]:
+    """(task, head) as `build_model` takes them; the head is None of all but segmentors."""
+    if isinstance(model, Segmentor):
+        return "segmentation", model.head_name
+    return "classification" if isinstance(model, Classifier) else "backbone", None
 
 
 def abstract_model(build: Callable[[nnx.Rngs], Model]) -> Model:

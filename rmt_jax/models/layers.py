@@ -145,6 +145,33 @@ class BatchNorm(nnx.Module):
         return y.astype(self.dtype)
 
 
+class ConvModule(nnx.Module):
+    """Convolution of stride 1 that keeps the size: with BatchNorm and ReLU and no bias, or with a bias alone.
+
+    Weights are drawn as mmcv's module of this name draws them, from a normal of variance 2 / fan_out.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, kernel_size: int, *, norm: bool, dtype: DTypeLike, rngs: nnx.Rngs
+    ):
+        self.conv = nnx.Conv(
+            in_features,
+            out_features,
+            kernel_size=(kernel_size, kernel_size),
+            padding=kernel_size // 2,
+            use_bias=not norm,
+            kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.bn = BatchNorm(out_features, dtype=dtype, rngs=rngs) if norm else None
+
+    def __call__(self, x: Map) -> Float[Array, "batch height width _"]:
+        """[batch height width in_features] -> [batch height width out_features]."""
+        x = self.conv(x)
+        return x if self.bn is None else nnx.relu(self.bn(x))
+
+
 class DropPath(nnx.Module):
     """Stochastic depth: drops a residual branch for whole samples and scales the kept ones by 1 / keep.
 
@@ -156,13 +183,28 @@ class DropPath(nnx.Module):
 
     def __call__(self, x: Map, key: Array | None, rate: Array | float | None = None) -> Map:
         """Without a key, or at rate 0, x itself. rate: in place of the module's own; it may be traced."""
-        rate = self.rate if rate is None else rate
-        if key is None or (isinstance(rate, float) and rate == 0):
-            return x
-        keep = 1 - rate
-        mask = jax.random.bernoulli(key, keep, (x.shape[0], 1, 1, 1))
-        return jnp.where(mask, x.astype(jnp.float32) / keep, 0).astype(x.dtype)
+        return _drop(x, key, self.rate if rate is None else rate, (x.shape[0], 1, 1, 1))
 
     def factor(self, batch: int, key: Array | None, rate: Array | float | None = None) -> Float[Array, " batch"]:
         """What the call multiplies each of so many samples with: 0 or 1 / keep, the same draws."""
         return self(jnp.ones((batch, 1, 1, 1)), key, rate).reshape(batch)
+
+
+class Dropout2d(nnx.Module):
+    """Drops whole channels of each sample and scales the kept ones by 1 / keep; the key comes with the call."""
+
+    def __init__(self, rate: float):
+        self.rate = rate
+
+    def __call__(self, x: Map, key: Array | None) -> Map:
+        """Without a key, or at rate 0, x itself."""
+        return _drop(x, key, self.rate, (x.shape[0], 1, 1, x.shape[3]))
+
+
+def _drop(x: Map, key: Array | None, rate: Array | float, shape: tuple[int, ...]) -> Map:
+    """x with parts set to 0, one draw for each entry of `shape`, which broadcasts."""
+    if key is None or (isinstance(rate, float) and rate == 0):
+        return x
+    keep = 1 - rate
+    mask = jax.random.bernoulli(key, keep, shape)
+    return jnp.where(mask, x.astype(jnp.float32) / keep, 0).astype(x.dtype)

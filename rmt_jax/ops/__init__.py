@@ -10,6 +10,7 @@ from rmt_jax.ops.manhattan import attend, masa
 from rmt_jax.ops.mixing import blend, box_mask, box_share, draw_box, reverse_groups, swap_boxes
 from rmt_jax.ops.pallas_ffn import ffn_fits
 from rmt_jax.ops.pallas_retention import fits
+from rmt_jax.ops.resize import adaptive_mean_pool, resize_bilinear, resize_nearest
 from rmt_jax.ops.retention import (
     Heads,
     axis_decay,
@@ -28,6 +29,7 @@ from rmt_jax.ops.token_labels import token_targets
 __all__ = [
     "FFNWeights",
     "Heads",
+    "adaptive_mean_pool",
     "attend",
     "axis_decay",
     "blend",
@@ -48,6 +50,8 @@ __all__ = [
     "masa",
     "pairs_to_halves",
     "random_erasing",
+    "resize_bilinear",
+    "resize_nearest",
     "retention",
     "reverse_groups",
     "rotary_angles",

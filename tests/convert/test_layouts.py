@@ -140,8 +140,6 @@ DENSE = {
         ("neck", "rpn_head", "roi_head.bbox_head", "roi_head.mask_head"),
     ),
     "cascade_s": ("rmt_s", "mmdetection, Cascade Mask R-CNN", ("neck", "roi_head.mask_head")),
-    "fpn_t": ("rmt_t", "mmsegmentation, Semantic FPN", ("neck", "decode_head")),
-    "upernet_s": ("rmt_s", "mmsegmentation, UperNet", ("decode_head", "auxiliary_head")),
 }
 
 
@@ -152,9 +150,7 @@ DENSE = {
         ("retinanet_t", "module."),
     ],
 )
-def test_whole_detectors_and_segmentors(
-    fixture: str, prefix: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_whole_detectors(fixture: str, prefix: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every key that upstream's model has, through the command; the backbone is taken, the heads are named."""
     name, layout, groups = DENSE[fixture]
     manifest = json.loads((golden.ROOT / "dense" / fixture / "manifest.json").read_text())

@@ -4,7 +4,9 @@ Keys and shapes are those of the independent PyTorch model, so nothing here know
 """
 
 import argparse
+import json
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -49,6 +51,26 @@ def state_dict(name: str, *, headless: bool = False, salt: str = "", gain: float
         if key.endswith("num_batches_tracked"):
             state_dict[key] = torch.tensor(375300)
     return state_dict
+
+
+def segmentor_state_dict(name: str, fixture: str, *, num_classes: int = 150) -> StateDict:
+    """A complete state dict of mmseg's: the keys of a recorded model's neck and heads, with the widths of a variant."""
+    dims = variant(name).embed_dims
+    found = prefixed(state_dict(name, headless=True, extra_norms=True), "backbone.")
+    for row in json.loads((golden.ROOT / "dense" / fixture / "manifest.json").read_text()):
+        key, shape = row["key"], list(row["shape"])
+        if key.startswith("backbone."):
+            continue
+        if ".conv_seg." in key:
+            shape[0] = num_classes
+        elif lateral := re.search(r"lateral_convs\.(\d)\.conv\.weight$", key):
+            shape[1] = dims[int(lateral[1])]
+        elif re.search(r"(psp_modules\.\d\.1|head\.bottleneck)\.conv\.weight$", key):
+            shape[1] += dims[3] - 512
+        elif key == "auxiliary_head.convs.0.conv.weight":
+            shape[1] = dims[2]
+        found[key] = torch.from_numpy(np.asarray(golden.weight(key, shape, row["rule"], row.get("gain", 1.0))))
+    return found
 
 
 def training_checkpoint(model: StateDict, ema: StateDict | None) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def small(name: str = "rmt_nano", *, seed: int = 0, dtype: Any = jnp.float32, **
         normal = rng.standard_normal(leaf.shape)
         if "gamma" in names:
             array = 0.5 + 0.1 * normal
-        elif "scale" in names or names.split("/")[-2:] == ["var", kind]:
+        elif "scale" in names.split("/") or names.split("/")[-2:] == ["var", kind]:
             array = 1 + 0.1 * np.abs(normal)
         elif "kernel" in names:
             fan_in = np.prod(leaf.shape[:-1])
