@@ -14,10 +14,10 @@ from rmt_jax.models import Classifier
 from rmt_jax.models.arrays import flat_paths, model_arrays
 from rmt_jax.tasks.accuracy import TopK
 from rmt_jax.training import eval_setup, run, setup
+from rmt_jax.training.classification import lowest_classes
 from rmt_jax.training.command_line import load_config
 from rmt_jax.training.config import parse
 from rmt_jax.training.confusion import plot_confusion
-from rmt_jax.training.results import lowest_classes
 
 DIGITS = tuple(str(digit) for digit in range(10))
 PREPROCESSING = Preprocessing(32, 0.5, "bicubic", (0.5,) * 3, (0.5,) * 3)
