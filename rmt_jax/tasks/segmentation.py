@@ -20,8 +20,8 @@ from rmt_jax.tasks.classification import normalize
 from rmt_jax.tasks.iou import IGNORE_LABEL, MeanIoU
 
 Batch = Mapping[str, Array]
-Logits = Float[Array, "batch height width classes"]
-Positions = Float[Array, "batch positions map"]
+Logits = Float[Array, "batch _ _ classes"]
+Positions = Float[Array, "batch _ _"]
 
 _SLAB = 64  # rows of a picture that are classified at once: all of them, with every class, may be gigabytes
 _SIZES = 128  # original heights and widths are rounded up to multiples, so that few programs are compiled

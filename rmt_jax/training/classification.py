@@ -19,7 +19,7 @@ from rmt_jax.training.config import Config
 from rmt_jax.training.confusion import plot_confusion
 from rmt_jax.training.figures import plot_predictions
 
-BEST = "top1"
+BEST, BEST_NAME = "top1", "top-1"
 SHOWN: tuple[str, ...] = ("top1", "top5", "loss")
 NUM_CLASSES = 1000
 

@@ -156,8 +156,8 @@ class Config:
             raise ValueError(f"watchdog_seconds must be above 0, got {self.watchdog_seconds:g}.")
         if not 0 <= self.erasing <= 1:
             raise ValueError(f"erasing must be a probability in [0, 1], got {self.erasing}.")
-        self._check_groups()
         self._check_task()
+        self._check_groups()
 
     def _check_task(self) -> None:
         """What only classification reads must not be set for another task."""

@@ -69,7 +69,7 @@ class Evaluation:
         draw_predictions(self.setup, self.weights.get("val_ema", self.weights["val"]), self.workdir)
         kind = self.setup.kind
         lowest = kind.lowest_classes(metrics.get("val_ema", metrics["val"]), self.setup.class_names)
-        print_summary(f"Classes with the lowest {kind.BEST}", lowest)
+        print_summary(f"Classes with the lowest {kind.BEST_NAME}", lowest)
         name = "init_from" if self.step is None else f"step {self.step}"
         rows = result_rows(kind, metric_values(metrics), name, self._labels())
         seconds = time.monotonic() - started

@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,16 +13,19 @@ from rmt_jax.training.config import Config
 Arrays = Mapping[str, np.ndarray]
 
 
+@runtime_checkable
 class Kind(Protocol):
     """The functions of a task's module; sources, loaders and metrics are the task's own.
 
     Attributes:
         BEST: the metric that says which checkpoint is the best.
+        BEST_NAME: the same in words.
         SHOWN: metrics in tables.
         NUM_CLASSES: of the data set that the recipes are for.
     """
 
     BEST: str
+    BEST_NAME: str
     SHOWN: tuple[str, ...]
     NUM_CLASSES: int
 

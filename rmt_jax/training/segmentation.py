@@ -26,7 +26,7 @@ from rmt_jax.training.config import Config
 from rmt_jax.training.figures import plot_label_maps
 from rmt_jax.training.metrics import replace_file
 
-BEST = "mIoU"
+BEST, BEST_NAME = "mIoU", "IoU"
 SHOWN: tuple[str, ...] = ("mIoU", "aAcc", "mAcc")
 NUM_CLASSES = 150
 
@@ -204,8 +204,10 @@ def overlay(image: np.ndarray, classes: np.ndarray, colours: np.ndarray) -> np.n
     return np.rint((1 - _OPACITY) * image + _OPACITY * colours[classes]).astype(np.uint8)
 
 
-def png(image: np.ndarray) -> bytes:
-    """A picture, or a label map, as a PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG")
+def png(image: np.ndarray, colours: np.ndarray | None = None) -> bytes:
+    """A picture as a PNG; with colours an indexed one, whose values are the classes."""
+    buffer, picture = io.BytesIO(), Image.fromarray(image)
+    if colours is not None:
+        picture.putpalette(colours.tobytes())
+    picture.save(buffer, format="PNG")
     return buffer.getvalue()
