@@ -160,14 +160,17 @@ class Config:
         self._check_groups()
 
     def _check_task(self) -> None:
-        """What only classification reads must not be set for another task."""
+        """What only classification reads must not be asked for in another task."""
         if self.task == "classification":
             return
-        plain = {field.name: field.default for field in dataclasses.fields(Config)}
-        groups = {"mix": MixConfig(), "distill": DistillConfig()}
-        for name, default in {"loss": plain["loss"], "erasing": plain["erasing"], **groups}.items():
-            if getattr(self, name) != default:
-                raise ValueError(f"{name} is for classification and would not be read by {self.task}: leave it out.")
+        asked = {
+            "loss": self.loss != "cross_entropy",
+            "erasing": self.erasing > 0,
+            "mix": self.mix.mixes_pictures or self.mix.mix_token,
+            "distill": self.distill.teacher is not None,
+        }
+        for name in (name for name, is_asked in asked.items() if is_asked):
+            raise ValueError(f"{name} is for classification and would not be read by {self.task}: leave it out.")
 
     def _check_groups(self) -> None:
         if not (self.mix.mixes_pictures or self.mix.mix_token):
