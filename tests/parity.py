@@ -19,7 +19,7 @@ from rmt_jax.models.arrays import flat_paths
 from rmt_jax.tasks.classification import AUX_LOSS_WEIGHT
 from rmt_jax.tasks.losses import cross_entropy
 from rmt_jax.training.optimizer import WEIGHT_DECAY_RULES, OptimizerConfig, make_optimizer, select, update_ema
-from rmt_jax.training.schedule import ScheduleConfig, learning_rates
+from rmt_jax.training.schedule import ScheduleConfig, cosine
 from rmt_jax.training.state import split_model
 from tests.golden import golden
 
@@ -274,7 +274,7 @@ def learning_rate_rows() -> Iterator[Row]:
     config = ScheduleConfig(warmup_lr=log["warmup_lr"], min_lr=log["min_lr"])
     for name in ("rmt_t", "rmt_s_star"):
         epochs = log[name]["epochs_total"]
-        ours = learning_rates(config, log["peak"], epochs)
+        ours = cosine(config, log["peak"], epochs)
         error = max(abs(ours[int(epoch)] / value - 1) for epoch, value in log[name]["lr"].items())
         yield Row("lr_log", f"{name}, {epochs} epochs", float(error), 1e-9)
 

@@ -120,6 +120,8 @@ def _config(options: argparse.Namespace) -> "Config":
 
     if options.config is not None:
         config = parse(load_config(options.config, options.config_words))
+        if config.task != "classification":
+            raise ValueError(f"--config {options.config} is of {config.task}: this measures classification alone.")
     elif options.config_words:
         raise ValueError(f"{options.config_words[0]}: this changes a recipe, which --config FILE gives.")
     else:

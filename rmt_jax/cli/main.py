@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
-from rmt_jax.cli import benchmark, compile, convert, data, doctor, labels, models, plot
+from rmt_jax.cli import benchmark, compile, convert, data, doctor, labels, models, plot, predict
 from rmt_jax.version import __version__
 
 
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="rmt", description="RMT in JAX. To train, see: python main.py --help")
     parser.add_argument("--version", action="version", version=f"rmt_jax {__version__}")
     commands = parser.add_subparsers(title="commands", required=True)
-    for command in (models, convert, data, labels, compile, benchmark, plot, doctor):
+    for command in (models, convert, predict, data, labels, compile, benchmark, plot, doctor):
         command.add_parser(commands)
     words, config_words = _split(sys.argv[1:] if arguments is None else arguments)
     options, rest = parser.parse_known_args(words)

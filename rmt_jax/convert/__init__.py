@@ -10,13 +10,14 @@ from rmt_jax.convert.directories import (
 )
 from rmt_jax.convert.integrity import find_damage, write_manifest
 from rmt_jax.convert.names import from_torch, relpos_constants, to_torch, torch_key
-from rmt_jax.convert.preprocessing import Preprocessing
+from rmt_jax.convert.preprocessing import IMAGENET, Preprocessing
 from rmt_jax.convert.pretrained import load_pretrained
 from rmt_jax.convert.sources import read_weights
 from rmt_jax.convert.weights import Fit, Weights, class_differences, load_into, name_some
 
 __all__ = [
     "CLASSES_FILE",
+    "IMAGENET",
     "Fit",
     "Preprocessing",
     "Weights",

@@ -61,7 +61,8 @@ class SegmentationDataConfig:
 
     Attributes:
         scale: longest and shortest side that a picture is brought to, in pixels: resized, in its own proportions, to
-            the largest size that exceeds neither. Evaluation takes it as it is.
+            the largest size that exceeds neither.
+        eval_ratios: factors of `scale` in evaluation, all of which make up one prediction.
         ratio_range: smallest and largest factor of `scale` in training, uniform.
         crop_size: height and width of the random crop to train on; what a picture lacks is padding.
         cat_max_ratio: a crop where one class has this share of the labelled pixels, or more, is drawn again, up to ten
@@ -76,6 +77,7 @@ class SegmentationDataConfig:
     """
 
     scale: tuple[int, int] = (2048, 512)
+    eval_ratios: tuple[float, ...] = (1.0,)
     ratio_range: tuple[float, float] = (0.5, 2.0)
     crop_size: tuple[int, int] = (512, 512)
     cat_max_ratio: float = 0.75
@@ -89,6 +91,11 @@ class SegmentationDataConfig:
             raise ValueError(
                 f"data.segmentation.scale={self.scale}: expected (longest, shortest) side in pixels, for example "
                 "(2048, 512)"
+            )
+        if not self.eval_ratios or min(self.eval_ratios) * self.scale[1] < 1:
+            raise ValueError(
+                f"data.segmentation.eval_ratios={self.eval_ratios}: expected one or more positive factors, such as "
+                "(0.75, 1.0, 1.25)"
             )
         if not 0 < self.ratio_range[0] <= self.ratio_range[1]:
             raise ValueError(

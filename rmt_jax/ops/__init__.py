@@ -10,7 +10,7 @@ from rmt_jax.ops.manhattan import attend, masa
 from rmt_jax.ops.mixing import blend, box_mask, box_share, draw_box, reverse_groups, swap_boxes
 from rmt_jax.ops.pallas_ffn import ffn_fits
 from rmt_jax.ops.pallas_retention import fits
-from rmt_jax.ops.resize import adaptive_mean_pool, resize_bilinear, resize_nearest
+from rmt_jax.ops.resize import adaptive_mean_pool, bilinear_matrix, resize_bilinear, resize_nearest
 from rmt_jax.ops.retention import (
     Heads,
     axis_decay,
@@ -32,6 +32,7 @@ __all__ = [
     "adaptive_mean_pool",
     "attend",
     "axis_decay",
+    "bilinear_matrix",
     "blend",
     "box_mask",
     "box_share",

@@ -46,7 +46,7 @@ def resize_bilinear(x: Map, size: Size) -> Resized:
         ValueError: a size that is not positive.
     """
     _check("size", *size)
-    return x if tuple(size) == x.shape[1:3] else _separable(x, *map(_bilinear, x.shape[1:3], size))
+    return x if tuple(size) == x.shape[1:3] else _separable(x, *map(bilinear_matrix, x.shape[1:3], size))
 
 
 def adaptive_mean_pool(x: Map, bins: int) -> Resized:
@@ -85,8 +85,11 @@ def _nearest(n: int, out: int) -> np.ndarray:
 
 
 @functools.cache
-def _bilinear(n: int, out: int) -> np.ndarray:
-    """[out n], rows that sum to 1: the hat function around each output's position among the inputs."""
+def bilinear_matrix(n: int, out: int) -> np.ndarray:
+    """What `resize_bilinear` multiplies an axis of length n with: float32 [out n].
+
+    Rows sum to 1 and hold the hat function around each output's position among the inputs.
+    """
     position = ((np.arange(out) + 0.5) * n / out - 0.5).clip(0, n - 1)
     return np.maximum(1 - np.abs(position[:, None] - np.arange(n)), 0).astype(np.float32)
 

@@ -3,6 +3,19 @@
 from rmt_jax.tasks.base import Metric, Task
 from rmt_jax.tasks.classification import Classification, normalize
 from rmt_jax.tasks.distillation import DistillConfig, Teacher
+from rmt_jax.tasks.iou import MeanIoU
 from rmt_jax.tasks.mixing import MixConfig
+from rmt_jax.tasks.segmentation import Segmentation, SegmentationConfig
 
-__all__ = ["Classification", "DistillConfig", "Metric", "MixConfig", "Task", "Teacher", "normalize"]
+__all__ = [
+    "Classification",
+    "DistillConfig",
+    "MeanIoU",
+    "Metric",
+    "MixConfig",
+    "Segmentation",
+    "SegmentationConfig",
+    "Task",
+    "Teacher",
+    "normalize",
+]

@@ -9,20 +9,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from rmt_jax.training import classification
 from rmt_jax.training.chips import Chip
 from rmt_jax.training.config import Config
 from rmt_jax.training.cost import Traffic, collective_traffic, count_flops, loop_factor
+from rmt_jax.training.kinds import kind_of
 from rmt_jax.training.program import Program, train_program, training_task
 from rmt_jax.training.sharding import batch_sharding, check_division, make_mesh
 
-# What shapes depend on the data set for; ImageNet's.
-NUM_CLASSES = 1000
+# ImageNet's, for classifiers.
+NUM_CLASSES = classification.NUM_CLASSES
 STEPS_PER_EPOCH = 625
-LABEL_MAP = (5, 18, 18)  # of a picture with token labels
 
 _EFFORT = "jax_exec_time_optimization_effort"
 # The compiler's two refusals: of everything, and of temporaries that alone are too large.
@@ -81,7 +81,7 @@ def compile_step(
     """
     check_division("batch_size", config.batch_size, len(devices), config.grad_accum_steps)
     mesh = make_mesh(config.mesh, devices)
-    program = train_program(config, training_task(config, NUM_CLASSES), mesh, STEPS_PER_EPOCH)
+    program = train_program(config, training_task(config, kind_of(config).NUM_CLASSES), mesh, STEPS_PER_EPOCH)
     batch = abstract_batch(config, mesh)
     state = _state_bytes(program)
     inputs = _shard_bytes(batch)
@@ -130,11 +130,7 @@ def compile_step(
 
 def abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, types and shardings of a training batch."""
-    size, sharding = config.data.image_size, batch_sharding(mesh)
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {"image": ((size, size, 3), jnp.uint8), "label": ((), jnp.int32)}
-    if config.data.token_labels.file is not None:
-        shapes |= {"label_scores": (LABEL_MAP, np.float16), "label_ids": (LABEL_MAP, np.int16)}
-        shapes |= {"crop_box": ((4,), np.float32)}
+    shapes, sharding = kind_of(config).training_shapes(config), batch_sharding(mesh)
     return {
         name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=sharding)
         for name, (shape, dtype) in shapes.items()

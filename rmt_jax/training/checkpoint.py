@@ -20,8 +20,6 @@ from rmt_jax.training.disk import checkpoint_size, describe_stop, free_space, re
 from rmt_jax.training.recovery import interrupted_saves
 from rmt_jax.training.state import State, Tree
 
-BEST_METRIC = "val_ema/top1"
-
 # Where a save fails, Orbax logs a traceback for every array beside the error that it raises.
 _TALKATIVE = ("absl", "asyncio")
 
@@ -36,7 +34,7 @@ class Checkpoints:
     A save runs in the background while training goes on, and appears under its name only when complete, with a
     manifest of its files (see `find_damage`). Where it fails, the next save or `close` says so.
 
-    scores: {step: val_ema/top1} of the evaluations so far, to be kept up by `add_score`: they say which is the best.
+    scores: {step: what is to be high} of the evaluations so far, to be kept up by `add_score`.
     """
 
     def __init__(self, workdir: pathlib.Path, config: CheckpointConfig, scores: Mapping[int, float] | None = None):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from rmt_jax.data import DataConfig
 from rmt_jax.models import Remat, RMTConfig, variant
-from rmt_jax.tasks import DistillConfig, MixConfig
+from rmt_jax.tasks import DistillConfig, MixConfig, SegmentationConfig
 from rmt_jax.training.optimizer import OptimizerConfig
 from rmt_jax.training.schedule import ScheduleConfig
 from rmt_jax.training.sharding import MeshConfig
@@ -74,9 +74,12 @@ class Config:
     """A whole run.
 
     Attributes:
+        task: what a batch means. Of the keys that only one task reads, segmentation has `segmentation` and
+            `data.segmentation`; the other tasks' stay at their defaults.
         seed: of weights, data order, augmentation and drop path.
         batch_size: of one optimiser step, over all devices.
         epochs: passes over the training split; the last partial batch of each is dropped.
+        steps: optimiser steps of the whole run, in the place of epochs.
         reference_batch_size: the batch at which `optimizer.learning_rate` and `ema_decay` are given. The learning rate
             grows linearly with the batch; the decay is raised to the power batch / reference.
         grad_accum_steps: parts that a batch is computed in, one after the other.
@@ -87,6 +90,7 @@ class Config:
         ema_decay: of the moving average of parameters and BatchNorm statistics.
         eval_batch_size: over all devices; None is `batch_size`.
         eval_every_epochs: evaluate, save a checkpoint and redraw the curves so often, and at the end.
+        eval_every_steps: the same in steps, in the place of epochs.
         log_every_steps: training metrics are averaged over so many steps and written.
         max_skipped_steps: a step whose loss or gradients are not finite changes nothing; more of them than this in a
             row stop the run.
@@ -96,9 +100,11 @@ class Config:
             stays fresh.
     """
 
+    task: Literal["classification", "segmentation"] = "classification"
     seed: int = 0
     batch_size: int = 2048
     epochs: int = 300
+    steps: int | None = None
     reference_batch_size: int = 512
     grad_accum_steps: int = 1
     loss: Literal["cross_entropy", "bce"] = "cross_entropy"
@@ -108,6 +114,7 @@ class Config:
     ema_decay: float = 0.99996
     eval_batch_size: int | None = None
     eval_every_epochs: int = 1
+    eval_every_steps: int | None = None
     log_every_steps: int = 50
     max_skipped_steps: int = 10
     watchdog_seconds: float = 600.0
@@ -116,6 +123,7 @@ class Config:
     data: DataConfig = dataclasses.field(default_factory=lambda: DataConfig(name="imagenet2012"))
     mix: MixConfig = dataclasses.field(default_factory=MixConfig)
     distill: DistillConfig = dataclasses.field(default_factory=DistillConfig)
+    segmentation: SegmentationConfig = dataclasses.field(default_factory=SegmentationConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -132,6 +140,9 @@ class Config:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("steps", "eval_every_steps"):
+            if (getattr(self, name) or 1) < 1:
+                raise ValueError(f"{name} must be at least 1, or None, got {getattr(self, name)}.")
         if self.max_skipped_steps < 0:
             raise ValueError(f"max_skipped_steps must be 0 or more, got {self.max_skipped_steps}.")
         if self.batch_size % self.grad_accum_steps:
@@ -145,7 +156,21 @@ class Config:
             raise ValueError(f"watchdog_seconds must be above 0, got {self.watchdog_seconds:g}.")
         if not 0 <= self.erasing <= 1:
             raise ValueError(f"erasing must be a probability in [0, 1], got {self.erasing}.")
+        self._check_task()
         self._check_groups()
+
+    def _check_task(self) -> None:
+        """What only classification reads must not be asked for in another task."""
+        if self.task == "classification":
+            return
+        asked = {
+            "loss": self.loss != "cross_entropy",
+            "erasing": self.erasing > 0,
+            "mix": self.mix.mixes_pictures or self.mix.mix_token,
+            "distill": self.distill.teacher is not None,
+        }
+        for name in (name for name, is_asked in asked.items() if is_asked):
+            raise ValueError(f"{name} is for classification and would not be read by {self.task}: leave it out.")
 
     def _check_groups(self) -> None:
         if not (self.mix.mixes_pictures or self.mix.mix_token):
@@ -157,6 +182,10 @@ class Config:
                 f"batch_size={self.batch_size} cannot be cut into groups of {what}: choose a multiple, or a mix.group "
                 f"that divides {self.batch_size // parts}."
             )
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimiser steps of the whole run."""
+        return self.epochs * steps_per_epoch if self.steps is None else self.steps
 
     @property
     def peak_learning_rate(self) -> float:
@@ -232,6 +261,8 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
             if value in arguments:
                 return value
             continue
+        if origin is tuple and arguments[1:] == (Ellipsis,) and isinstance(value, list | tuple):
+            return tuple(_convert(arguments[0], item, name) for item in value)
         if origin is tuple and isinstance(value, list | tuple) and len(value) == len(arguments):
             return tuple(_convert(argument, item, name) for argument, item in zip(arguments, value, strict=True))
         if origin is float and type(value) in (int, float):

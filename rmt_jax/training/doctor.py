@@ -14,12 +14,12 @@ import jax
 import numpy as np
 
 from rmt_jax.convert import checkpoint_folder, class_differences, find_damage, name_some
-from rmt_jax.data import TrainLoader, open_source
 from rmt_jax.data.decode import CorruptImageError, decode
 from rmt_jax.data.interface import ImageSource
 from rmt_jax.training.chips import find_devices
 from rmt_jax.training.config import Config
 from rmt_jax.training.disk import check_space, checkpoint_size, describe_size, free_space
+from rmt_jax.training.kinds import kind_of
 from rmt_jax.training.metrics import read_metrics
 from rmt_jax.training.setup import prepare
 from rmt_jax.training.workdir import open_workdir
@@ -135,7 +135,7 @@ def check_data(config: Config) -> Iterator[Finding]:
     sources = []
     for split in (config.data.train_split, config.data.eval_split):
         try:
-            sources.append(open_source(config.data, split))
+            sources.append(kind_of(config).open_source(config, split))
         except (ValueError, OSError) as error:
             yield Finding("problem", f"split {split!r}: {error}")
     for source in sources:
@@ -148,7 +148,7 @@ def check_data(config: Config) -> Iterator[Finding]:
     if config.data.token_labels.file is None:
         return
     try:
-        TrainLoader(train, config.data, batch_size=config.batch_size, seed=config.seed)
+        kind_of(config).train_loader(train, config)
     except (ValueError, OSError) as error:
         yield Finding("problem", str(error), "see docs/token_labels.md")
     else:

@@ -10,14 +10,13 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
 from rmt_jax.convert import Preprocessing, Weights, class_differences, load_into, name_some
-from rmt_jax.data import EvalLoader, open_source
 from rmt_jax.models import abstract_model
-from rmt_jax.models.flops import count_flops
 from rmt_jax.ops import formulations
-from rmt_jax.tasks import Classification
+from rmt_jax.tasks import Task
 from rmt_jax.training.config import Config
 from rmt_jax.training.describe import describe_formulations
-from rmt_jax.training.program import predict_program, training_task
+from rmt_jax.training.kinds import Kind, kind_of
+from rmt_jax.training.program import predict_program
 from rmt_jax.training.report import log
 from rmt_jax.training.sharding import (
     Tree,
@@ -46,28 +45,33 @@ class EvalSetup:
 
     config: Config
     mesh: Mesh
-    task: Classification
-    eval_loader: EvalLoader
+    task: Task
+    eval_loader: Any  # of the task
     abstract_weights: Tree
     predict_step: Callable[[Tree, Mapping[str, Array]], dict[str, Array]]
     batch_sharding: NamedSharding
 
     @property
+    def kind(self) -> Kind:
+        """What of all this depends on the task."""
+        return kind_of(self.config)
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """By label."""
-        return self.eval_loader.source.class_names
+        return tuple(self.eval_loader.source.class_names)
 
     def summary(self) -> dict[str, str]:
         """What is about to be evaluated, in the words of the summary table."""
-        config, model, source = self.config, self.task.model, self.eval_loader.source
-        size, devices, batch_size = config.data.image_size, jax.devices(), self.eval_loader.batch_size
+        config, source = self.config, self.eval_loader.source
+        devices, batch_size = jax.devices(), self.eval_loader.batch_size
         with formulations_for(self.mesh):
             used = describe_formulations(config, platform_of(self.mesh))
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.abstract_weights["params"]))
         return {
             "model": f"{config.model.name}, {config.model.dtype}",
             "parameters": f"{parameters:,}",
-            "FLOPs": f"{count_flops(model, size, size) / 1e9:.3f} G multiply-accumulates a picture of {size}x{size}",
+            **self.kind.describe_work(config, self.task, self.eval_loader),
             "devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es)",
             "mesh": ", ".join(f"{axis} {count}" for axis, count in self.mesh.shape.items()),
             "formulations": used,
@@ -92,19 +96,19 @@ class EvalSetup:
                 f"{where} was trained on other classes than {self.eval_loader.source.name} has: "
                 f"{name_some(differences)}. Evaluate it on the data set it was trained on, or fine-tune it first."
             )
-        model = abstract_model(self.task.init_model)
+        model: Any = abstract_model(self.task.init_model)
         fit = load_into(model, weights, where)
-        missing = [path for path in fit.fresh if not path.startswith("aux_head/")]
+        missing = [path for path in fit.fresh if not path.startswith(("aux_head/", "auxiliary_head/"))]
         if missing:
             raise ValueError(
                 f"{where} ({weights.describe()}) lacks what evaluating {self.config.model.name} with "
-                f"{self.task.model.num_classes} classes needs: {', '.join(missing)}. Train it first: "
+                f"{len(self.class_names)} classes needs: {', '.join(missing)}. Train it first: "
                 f"--config.init_from takes what fits and draws the rest."
             )
         log("; ".join(filter(None, [f"Weights from {where}: {weights.describe()}, {weights.kind}", str(fit)])))
         self._compare_preprocessing(weights)
         _, params, batch_stats = split_model(model)
-        # Only the auxiliary head of a starred model can still be without values, and evaluation does not use it.
+        # Only an auxiliary head can still be without values, and evaluation does not use it.
         values = jax.tree.map(
             lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf,
             {"params": params, "batch_stats": batch_stats},
@@ -129,14 +133,15 @@ def prepare_evaluation(config: Config) -> EvalSetup:
     batch_size = config.eval_batch_size or config.batch_size
     check_division("eval_batch_size" if config.eval_batch_size else "batch_size", batch_size, mesh.size, 1)
     processes: dict[str, Any] = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    source = open_source(config.data, config.data.eval_split)
-    task = training_task(config, source.num_classes)
+    kind = kind_of(config)
+    source = kind.open_source(config, config.data.eval_split)
+    task = kind.make_task(config, source.num_classes)
     abstract_weights, predict_step = predict_program(config, task, mesh)
     return EvalSetup(
         config=config,
         mesh=mesh,
         task=task,
-        eval_loader=EvalLoader(source, config.data, batch_size=batch_size, **processes),
+        eval_loader=kind.eval_loader(source, config, batch_size, **processes),
         abstract_weights=abstract_weights,
         predict_step=predict_step,
         batch_sharding=batch_sharding(mesh),

@@ -4,6 +4,7 @@ import contextlib
 import pathlib
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,18 +12,15 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from rmt_jax.convert import has_checkpoint, read_weights
-from rmt_jax.tasks.accuracy import TopK
+from rmt_jax.tasks import Metric
 from rmt_jax.training.config import Config
 from rmt_jax.training.eval_setup import EvalSetup, prepare_evaluation
-from rmt_jax.training.figures import plot_predictions
 from rmt_jax.training.interrupt import Stopped, StopRequest
 from rmt_jax.training.report import EVALUATION_FILES, print_results, print_summary
-from rmt_jax.training.results import WEIGHTS, lowest_classes, metric_values, result_rows, write_evaluation
+from rmt_jax.training.results import WEIGHTS, metric_values, result_rows, write_evaluation
 from rmt_jax.training.state import State, Tree
 from rmt_jax.training.watchdog import Status
 from rmt_jax.training.workdir import open_workdir
-
-PICTURED = 2000  # evaluation pictures among which predictions.png looks for mistakes
 
 
 class Evaluation:
@@ -68,10 +66,12 @@ class Evaluation:
             metrics = evaluate(self.setup, self.weights, self.status)
         if jax.process_index() == 0:
             write_evaluation(self.workdir, self.setup, metrics, source=self.source, step=self.step, weights=self.kind)
-        lowest = lowest_classes(metrics.get("val_ema", metrics["val"]), self.setup.class_names)
-        print_summary("Classes with the lowest accuracy", lowest)
+        draw_predictions(self.setup, self.weights.get("val_ema", self.weights["val"]), self.workdir)
+        kind = self.setup.kind
+        lowest = kind.lowest_classes(metrics.get("val_ema", metrics["val"]), self.setup.class_names)
+        print_summary(f"Classes with the lowest {kind.BEST_NAME}", lowest)
         name = "init_from" if self.step is None else f"step {self.step}"
-        rows = result_rows(metric_values(metrics), name, self._labels())
+        rows = result_rows(kind, metric_values(metrics), name, self._labels())
         seconds = time.monotonic() - started
         print_results(rows, seconds=seconds, workdir=self.workdir, files=EVALUATION_FILES)
         return 0
@@ -85,7 +85,7 @@ class Evaluation:
 
 def evaluate(
     setup: EvalSetup, weights: Mapping[str, Tree], status: Status, stop: StopRequest | None = None
-) -> dict[str, TopK]:
+) -> dict[str, Metric]:
     """Metrics of several weights of one model in one pass, by the prefix of their metrics.
 
     Args:
@@ -100,46 +100,40 @@ def evaluate(
     metrics = {prefix: setup.task.metric() for prefix in weights}
     with contextlib.closing(iter(setup.eval_loader)) as batches:
         for local in batches:
-            batch = put_batch(local, setup.batch_sharding, stop=bool(stop))
+            batch, first = _put(setup, local, stop=bool(stop)), jax.process_index() * len(local["mask"])
             outputs = {prefix: setup.predict_step(tree, batch) for prefix, tree in weights.items()}
             for prefix, output in outputs.items():
                 values = jax.device_get(output)
                 if values.pop("stop"):
                     raise Stopped
-                metrics[prefix].add(values)
+                setup.kind.add(metrics[prefix], values, local, first)
             status.progressed()
+    for metric in metrics.values():
+        setup.kind.gather(metric)
     return metrics
 
 
-def evaluate_state(setup: EvalSetup, state: State, status: Status, stop: StopRequest) -> dict[str, TopK]:
+def evaluate_state(setup: EvalSetup, state: State, status: Status, stop: StopRequest) -> dict[str, Metric]:
     """Metrics of the raw weights of a run and of their moving average, "val" and "val_ema"; see `evaluate`."""
+    if not setup.config.ema_decay:  # the moving average is the weights themselves
+        metrics = evaluate(setup, {"val": state["ema"]}, status, stop)
+        return metrics | {"val_ema": metrics["val"]}
     raw = {"params": state["params"], "batch_stats": state["batch_stats"]}
     return evaluate(setup, {"val": raw, "val_ema": state["ema"]}, status, stop)
 
 
-def plot_pictures(setup: EvalSetup, weights: Tree, path: pathlib.Path) -> None:
-    """Draw evaluation pictures with their predictions, the mistakes first; looks through this process's first ones."""
-    images: list[np.ndarray] = []
-    labels: list[np.ndarray] = []
-    probabilities: list[np.ndarray] = []
-    with contextlib.closing(iter(setup.eval_loader)) as batches:
-        for local in batches:
-            output = jax.device_get(setup.predict_step(weights, put_batch(local, setup.batch_sharding)))
-            mask, first = local["mask"], jax.process_index() * len(local["mask"])
-            logits = output["logits"][first : first + len(mask)]
-            images.append(local["image"][mask])
-            labels.append(local["label"][mask])
-            probabilities.append(np.asarray(jax.nn.softmax(logits[mask], axis=-1)))
-            if len(images) * setup.eval_loader.batch_size >= PICTURED:
-                break
-    if jax.process_index() == 0:
-        plot_predictions(
-            np.concatenate(images),
-            np.concatenate(labels),
-            np.concatenate(probabilities),
-            setup.eval_loader.source.class_names,
-            path,
-        )
+def draw_predictions(setup: EvalSetup, weights: Tree, workdir: pathlib.Path) -> None:
+    """Draw evaluation pictures with their predictions into the workdir."""
+
+    def predict(local: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
+        outputs: Mapping[str, np.ndarray] = jax.device_get(setup.predict_step(weights, _put(setup, local)))
+        return outputs
+
+    setup.kind.draw_predictions(setup.config, setup.eval_loader, predict, workdir)
+
+
+def _put(setup: EvalSetup, local: Mapping[str, Any], *, stop: bool = False) -> dict[str, Array]:
+    return put_batch(setup.kind.device_batch(setup.task, local), setup.batch_sharding, stop=stop)
 
 
 def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding, *, stop: bool = False) -> dict[str, Array]:

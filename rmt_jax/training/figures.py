@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from rmt_jax.training.metrics import replace_file
@@ -130,6 +131,46 @@ def _draw_prediction(
         panel.set(xticks=[], yticks=[])
         for spine in panel.spines.values():
             spine.set(color=_RED, linewidth=2.0)
+
+
+def plot_label_maps(
+    pictures: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    colours: np.ndarray,
+    class_names: Sequence[str],
+    path: pathlib.Path,
+) -> None:
+    """Draws pictures, their label maps and the predicted ones in a row each, with the names of the classes in them.
+
+    Args:
+        pictures: (uint8 RGB [height width 3], labels [height width], predicted classes [height width]) each; labels of
+            255 stay black.
+        colours: uint8 [classes 3].
+        class_names: by label.
+        path: of the PNG.
+    """
+    figure = Figure(figsize=(9, 2.6 * len(pictures) + 0.8), dpi=100, layout=ConstrainedLayoutEngine())
+    panels = figure.subplots(len(pictures), 3, squeeze=False)
+    shown = np.zeros(256, bool)
+    for row, (image, label, classes) in zip(panels, pictures, strict=True):
+        for panel, drawn in zip(row, (image, _coloured(label, colours), _coloured(classes, colours)), strict=True):
+            panel.imshow(drawn, interpolation="nearest" if max(drawn.shape) <= 200 else "antialiased")
+            panel.axis("off")
+        shown[np.unique(label)] = shown[np.unique(classes)] = True
+    for panel, title in zip(panels[0], ("picture", "labels", "prediction"), strict=True):
+        panel.set_title(title, fontsize=10)
+    handles = [
+        Patch(color=colours[label] / 255, label=short_name(class_names[label], 20))
+        for label in np.flatnonzero(shown[: len(class_names)])[:24]
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=7, frameon=False)
+    save_figure(figure, path)
+
+
+def _coloured(labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """uint8 [height width 3]; labels without a colour are black."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(colours)] = colours
+    return table[labels]
 
 
 def short_name(name: str, limit: int = 12) -> str:

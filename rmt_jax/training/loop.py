@@ -9,11 +9,11 @@ from typing import Any
 import jax
 
 from rmt_jax.convert import CLASSES_FILE, class_differences, has_checkpoint, name_some, workdir_classes
-from rmt_jax.training.checkpoint import BEST_METRIC, Checkpoints
+from rmt_jax.training.checkpoint import Checkpoints
 from rmt_jax.training.config import Config
 from rmt_jax.training.disk import check_space, checkpoint_size
 from rmt_jax.training.environment import write_environment
-from rmt_jax.training.evaluation import evaluate_state, plot_pictures, put_batch
+from rmt_jax.training.evaluation import draw_predictions, evaluate_state, put_batch
 from rmt_jax.training.figures import plot_curves
 from rmt_jax.training.interrupt import Stopped, StopRequest
 from rmt_jax.training.lock import WorkdirLock
@@ -65,7 +65,8 @@ class Training:
         if self.is_main:
             names = self.setup.train_loader.source.class_names
             replace_file(workdir / CLASSES_FILE, (json.dumps(names, indent=2) + "\n").encode())
-        scores = {row["step"]: row[BEST_METRIC] for row in rows if BEST_METRIC in row}
+        best = self._best_metric
+        scores = {row["step"]: row[best] for row in rows if best in row}
         self.checkpoints = opened.enter_context(contextlib.closing(Checkpoints(workdir, config.checkpoint, scores)))
         # A checkpoint is saved before its evaluation: a kill between the two leaves the evaluation to be done.
         self.evaluates_first = self._evaluates_at(self.start_step) and self.start_step not in scores
@@ -103,7 +104,7 @@ class Training:
             return stop.exit_code
         self._report_unreadable()
         seconds = time.monotonic() - started
-        print_results(run_results(self.workdir), seconds=seconds, workdir=self.workdir)
+        print_results(run_results(self.setup.kind, self.workdir), seconds=seconds, workdir=self.workdir)
         if skipped := skipped_steps(self.workdir, self.setup.total_steps).total:
             log(f"Skipped {skipped:,} of the {self.setup.total_steps:,} steps: loss or gradients were not finite.")
         return 0
@@ -149,7 +150,7 @@ class Training:
                 if steps.stop and step < total:
                     return False
             with progress.paused("drawing predictions"):
-                plot_pictures(setup, self.state["ema"], self.workdir / "predictions.png")
+                draw_predictions(setup, self.state["ema"], self.workdir)
         return True
 
     def _evaluate(self, step: int, writer: MetricsWriter, stop: StopRequest) -> bool:
@@ -160,13 +161,13 @@ class Training:
         except Stopped:
             return False
         values = metric_values(metrics)
-        log(evaluation_line(epoch, values))
+        log(evaluation_line(self.setup.kind, epoch, values))
         if self.is_main and step == self.setup.total_steps:
             write_evaluation(self.workdir, self.setup, metrics, source=str(self.workdir), step=step, weights="ema")
         # After what else an evaluation leaves: a resume at this step evaluates again where this row is missing.
         writer.write(step, values, epoch=epoch)
         writer.sync()
-        self.checkpoints.add_score(step, values[BEST_METRIC])
+        self.checkpoints.add_score(step, values[self._best_metric])
         if self.is_main:
             plot_curves(read_metrics(self.workdir / "metrics.jsonl"), self.workdir / "curves.png")
         return True
@@ -185,8 +186,13 @@ class Training:
                 f"Resume it with its own data, or use another --workdir."
             )
 
+    @property
+    def _best_metric(self) -> str:
+        """What says which checkpoint is the best, in the rows of metrics.jsonl."""
+        return f"val_ema/{self.setup.kind.BEST}"
+
     def _evaluates_at(self, step: int) -> bool:
-        period = self.config.eval_every_epochs * self.setup.steps_per_epoch
+        period = self.config.eval_every_steps or self.config.eval_every_epochs * self.setup.steps_per_epoch
         return step > 0 and (step % period == 0 or step == self.setup.total_steps)
 
     def _metrics_so_far(self) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,17 @@ WEIGHT_DECAY_RULES: Rules = (
     (r"", False),
 )
 
+# By the names of `OptimizerConfig.decay`. mmcv's rule for "norm" goes by the word in a parameter's name, which the
+# norms of the stem and of the heads do not have.
+DECAY_RULES: dict[str, Rules] = {
+    "matrices": WEIGHT_DECAY_RULES,
+    "all": ((r"", True),),
+    "all_but_norms": ((r"norm", False), (r"", True)),
+}
+
 # Which parameters a linear probe leaves alone.
 FROZEN_RULES: Rules = (
-    (r"^(aux_)?head/", False),
+    (r"^((aux_)?head|neck|decode_head|auxiliary_head)/", False),
     (r"", True),
 )
 
@@ -42,6 +50,8 @@ class OptimizerConfig:
         beta2: decay of the second moment.
         epsilon: added to the root of the second moment.
         weight_decay: decoupled, times the learning rate.
+        decay: which parameters it takes in: "matrices", all but biases and norms; "all"; "all_but_norms", as
+            upstream's detectors and segmentors have it: all whose name has no "norm".
         clip_norm: largest global norm of the gradients; None does not clip (upstream).
         layer_decay: factor on the learning rate for each block further from the head, for fine-tuning; 1 is none.
     """
@@ -51,6 +61,7 @@ class OptimizerConfig:
     beta2: float = 0.999
     epsilon: float = 1e-8
     weight_decay: float = 0.05
+    decay: Literal["matrices", "all", "all_but_norms"] = "matrices"
     clip_norm: float | None = None
     layer_decay: float = 1.0
 
@@ -70,7 +81,6 @@ def make_optimizer(
     config: OptimizerConfig,
     learning_rate: float | Callable[[Array], Array],
     *,
-    decay_rules: Rules = WEIGHT_DECAY_RULES,
     frozen_rules: Rules | None = None,
 ) -> optax.GradientTransformation:
     """AdamW, after clipping and before layer-wise learning rates where the configuration says so.
@@ -78,7 +88,6 @@ def make_optimizer(
     Args:
         config: its numbers; `config.learning_rate` is not read here.
         learning_rate: the value, or a function of the step.
-        decay_rules: which parameters decay.
         frozen_rules: which parameters stay as they are, None for none.
     """
     parts = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
@@ -88,7 +97,7 @@ def make_optimizer(
         b2=config.beta2,
         eps=config.epsilon,
         weight_decay=config.weight_decay,
-        mask=lambda params: select(params, decay_rules),
+        mask=lambda params: select(params, DECAY_RULES[config.decay]),
     )
     parts.append(adamw)
     if config.layer_decay < 1:

@@ -15,11 +15,12 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from rmt_jax.models import Block, Retention, Stage, abstract_model
-from rmt_jax.tasks import Classification
+from rmt_jax.tasks import Task
 from rmt_jax.training.compiler import compiler_options
 from rmt_jax.training.config import Config
+from rmt_jax.training.kinds import kind_of
 from rmt_jax.training.optimizer import FROZEN_RULES, make_optimizer
-from rmt_jax.training.schedule import learning_rates
+from rmt_jax.training.schedule import LearningRates, learning_rates
 from rmt_jax.training.sharding import (
     PerDevice,
     Placement,
@@ -42,14 +43,14 @@ class Program:
     Attributes:
         placement: of arrays on the mesh.
         optimizer: of the parameters.
-        learning_rates: one value an epoch, float64.
+        learning_rates: of every step.
         abstract_state: shapes, types and shardings of the state.
         train_step: jitted, (state, batch, frozen) -> (state, metrics); the state is donated.
     """
 
     placement: Placement
     optimizer: optax.GradientTransformation
-    learning_rates: np.ndarray
+    learning_rates: LearningRates
     abstract_state: State
     train_step: Any  # jax.stages.Wrapped, with `lower`
 
@@ -59,30 +60,21 @@ class Program:
         return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state))
 
 
-def training_task(config: Config, num_classes: int) -> Classification:
+def training_task(config: Config, num_classes: int) -> Task:
     """The task of a configuration; a teacher is added by who has loaded one."""
-    return Classification(
-        model=config.model.resolve(num_classes),
-        dtype=config.model.dtype,
-        mean=config.data.mean,
-        std=config.data.std,
-        label_smoothing=config.label_smoothing,
-        loss_kind=config.loss,
-        erasing=config.erasing,
-        mix=config.mix,
-        upstream_crops=config.data.token_labels.upstream_crops,
-    )
+    return kind_of(config).make_task(config, num_classes)
 
 
-def train_program(config: Config, task: Classification, mesh: Mesh, steps_per_epoch: int) -> Program:
+def train_program(config: Config, task: Task, mesh: Mesh, steps_per_epoch: int) -> Program:
     """Nothing is compiled yet, and the mesh may be of devices that are not here."""
-    rates = learning_rates(config.schedule, config.peak_learning_rate, config.epochs)
-    table = rates.astype(np.float32)
+    total_steps = config.total_steps(steps_per_epoch)
+    rates = learning_rates(config.schedule, config.peak_learning_rate, total_steps, steps_per_epoch)
+    table = rates.table.astype(np.float32)
     frozen_rules = FROZEN_RULES if config.freeze_backbone else None
     optimizer = make_optimizer(
-        config.optimizer, lambda step: jnp.asarray(table)[step // steps_per_epoch], frozen_rules=frozen_rules
+        config.optimizer, lambda step: jnp.asarray(table)[step // rates.steps], frozen_rules=frozen_rules
     )
-    model = abstract_model(task.init_model)
+    model: Any = abstract_model(task.init_model)
     if config.freeze_backbone:
         model.freeze_backbone()
     placement, gather = place_model(model, mesh, config.mesh.min_split, jnp.dtype(config.model.dtype))
@@ -120,7 +112,7 @@ def train_program(config: Config, task: Classification, mesh: Mesh, steps_per_ep
     )
 
 
-def predict_program(config: Config, task: Classification, mesh: Mesh) -> tuple[Tree, Any]:
+def predict_program(config: Config, task: Task, mesh: Mesh) -> tuple[Tree, Any]:
     """(abstract {"params", "batch_stats"} with shardings, the jitted prediction, its outputs on every device)."""
     model = abstract_model(task.init_model)
     model.eval()

@@ -36,12 +36,21 @@ WORKDIR_FILES = {
     "tensorboard": "the same for TensorBoard",
     "curves.png": "loss, learning rate, accuracy, speed",
     "predictions.png": "test pictures, the mistakes first",
+    "overlays": "predicted classes in colours over pictures",
     "evaluation.json": "the last evaluation: accuracy, and that of each class",
     "confusion.png": "which classes are taken for which",
 }
-EVALUATION_FILES = {name: WORKDIR_FILES[name] for name in ("evaluation.json", "confusion.png")}
+EVALUATION_FILES = {
+    name: WORKDIR_FILES[name] for name in ("evaluation.json", "confusion.png", "predictions.png", "overlays")
+}
 
-_HEADINGS = {"top1": "top-1 (%)", "top5": "top-5 (%)"}
+_HEADINGS = {
+    "top1": "top-1 (%)",
+    "top5": "top-5 (%)",
+    "mIoU": "mIoU (%)",
+    "aAcc": "pixels right (%)",
+    "mAcc": "mean of the classes (%)",
+}
 _DECIMALS = {"epoch": 0, "loss": 4}
 
 

@@ -9,10 +9,10 @@ from flax import nnx
 from jax import Array
 
 from rmt_jax.convert import class_differences, load_into, name_some, read_weights
-from rmt_jax.data import TrainLoader, open_source
 from rmt_jax.training.config import Config
-from rmt_jax.training.describe import describe_augmentation, describe_loss, describe_placement
+from rmt_jax.training.describe import describe_placement
 from rmt_jax.training.eval_setup import EvalSetup, prepare_evaluation
+from rmt_jax.training.kinds import kind_of
 from rmt_jax.training.program import Program, train_program
 from rmt_jax.training.report import log
 from rmt_jax.training.sharding import check_division
@@ -30,45 +30,45 @@ class Setup(EvalSetup):
         train_step: compiled, (state, batch) -> (state, metrics); the state is donated.
     """
 
-    train_loader: TrainLoader
+    train_loader: Any  # of the task
     program: Program
     train_step: Callable[[State, Mapping[str, Array]], tuple[State, dict[str, Array]]]
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps in one pass over the training split."""
-        return self.train_loader.steps_per_epoch
+        return int(self.train_loader.steps_per_epoch)
 
     @property
     def total_steps(self) -> int:
         """Optimiser steps of the whole run."""
-        return self.config.epochs * self.steps_per_epoch
+        return self.config.total_steps(self.steps_per_epoch)
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
-        return float(self.program.learning_rates[min(step // self.steps_per_epoch, self.config.epochs - 1)])
+        return self.program.learning_rates.at(step)
 
     def summary(self) -> dict[str, str]:
         """What is about to run, in the words of the summary table."""
         config, train, evaluation = self.config, self.train_loader.source, super().summary()
-        workers = evaluation.pop("workers")
+        workers, epochs = evaluation.pop("workers"), self.total_steps / self.steps_per_epoch
+        decayed = config.optimizer.decay.replace("_", " ")
         rows = evaluation | {
-            "model": f"{evaluation['model']}, drop path {self.task.model.drop_path:g}",
+            "model": f"{evaluation['model']}, drop path {config.model.resolve(1).drop_path:g}",
             "training data": f"{train.name}: {len(train):,} pictures, {train.num_classes} classes",
             "batch": f"{config.batch_size} ({config.batch_size // jax.device_count()} a device)"
             + (f" in {config.grad_accum_steps} parts" if config.grad_accum_steps > 1 else ""),
             **self._own_part(),
-            "steps": f"{self.total_steps:,} = {config.epochs} epochs x {self.steps_per_epoch:,}",
+            "steps": f"{self.total_steps:,} = {epochs:.4g} epochs x {self.steps_per_epoch:,}",
             "learning rate": f"peak {config.peak_learning_rate:g} = {config.optimizer.learning_rate:g} x "
-            f"{config.batch_size} / {config.reference_batch_size}, {config.schedule.warmup_epochs} epochs of warm-up, "
-            f"cosine to {config.schedule.min_lr:g}",
-            "augmentation": describe_augmentation(config),
-            "loss": describe_loss(config),
-            "optimizer": f"AdamW, weight decay {config.optimizer.weight_decay:g}, "
+            f"{config.batch_size} / {config.reference_batch_size}, {config.schedule.describe()}",
+            "augmentation": self.kind.describe_augmentation(config),
+            "loss": self.kind.describe_loss(config),
+            "optimizer": f"AdamW, weight decay {config.optimizer.weight_decay:g} of {decayed}, "
             + (f"clipped at {config.optimizer.clip_norm:g}" if config.optimizer.clip_norm else "no clipping")
             + (f", layer decay {config.optimizer.layer_decay:g}" if config.optimizer.layer_decay < 1 else "")
             + (", the head alone" if config.freeze_backbone else ""),
-            "EMA": f"decay {self.config.step_ema_decay:.6g} a step",
+            "EMA": f"decay {config.step_ema_decay:.6g} a step" if config.ema_decay else "none",
             "workers": workers,
         }
         return rows | describe_placement(self.program.placement, self.program.abstract_state)
@@ -91,8 +91,10 @@ def prepare(config: Config) -> Setup:
     check_division("batch_size", config.batch_size, jax.device_count(), config.grad_accum_steps)
     evaluation = prepare_evaluation(config)
     mesh, train_loader = evaluation.mesh, _open_training(config)
-    teacher, teacher_weights = load_teacher(config, evaluation.task.model.num_classes, mesh)
-    task = dataclasses.replace(evaluation.task, teacher=teacher)
+    teacher, teacher_weights = load_teacher(config, len(evaluation.class_names), mesh)
+    task: Any = evaluation.task
+    if teacher is not None:
+        task = dataclasses.replace(task, teacher=teacher)
     program = train_program(config, task, mesh, train_loader.steps_per_epoch)
     return Setup(
         config=config,
@@ -108,10 +110,10 @@ def prepare(config: Config) -> Setup:
     )
 
 
-def _open_training(config: Config) -> TrainLoader:
-    processes: dict[str, Any] = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    source = open_source(config.data, config.data.train_split)
-    return TrainLoader(source, config.data, batch_size=config.batch_size, seed=config.seed, **processes)
+def _open_training(config: Config) -> Any:
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    kind = kind_of(config)
+    return kind.train_loader(kind.open_source(config, config.data.train_split), config, **processes)
 
 
 def initial_state(setup: Setup) -> State:
@@ -122,7 +124,7 @@ def initial_state(setup: Setup) -> State:
         FileNotFoundError, ImportError: see `read_weights`.
     """
     # Drawn op by op: XLA takes minutes over one program that draws all weights, and seconds over the single draws.
-    model = setup.task.init_model(nnx.Rngs(setup.config.seed))
+    model: Any = setup.task.init_model(nnx.Rngs(setup.config.seed))
     source = setup.config.init_from
     if source is not None:
         weights = read_weights(source)

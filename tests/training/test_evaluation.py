@@ -13,11 +13,11 @@ from rmt_jax.convert import Preprocessing, Weights, write_weights
 from rmt_jax.models import Classifier
 from rmt_jax.models.arrays import flat_paths, model_arrays
 from rmt_jax.tasks.accuracy import TopK
-from rmt_jax.training import eval_setup, run, setup
+from rmt_jax.training import classification, eval_setup, run, setup
+from rmt_jax.training.classification import lowest_classes
 from rmt_jax.training.command_line import load_config
 from rmt_jax.training.config import parse
 from rmt_jax.training.confusion import plot_confusion
-from rmt_jax.training.results import lowest_classes
 
 DIGITS = tuple(str(digit) for digit in range(10))
 PREPROCESSING = Preprocessing(32, 0.5, "bicubic", (0.5,) * 3, (0.5,) * 3)
@@ -42,9 +42,8 @@ def test_evaluation_opens_one_split_and_writes_what_it_found(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    opened, original = [], eval_setup.open_source
-    monkeypatch.setattr(eval_setup, "open_source", lambda *given: opened.append(given[1]) or original(*given))
-    monkeypatch.setattr(setup, "open_source", None)
+    opened, original = [], classification.open_source
+    monkeypatch.setattr(classification, "open_source", lambda *given: opened.append(given[1]) or original(*given))
     source = write_source(words, tmp_path / "weights", DIGITS)
     workdir = tmp_path / "deep" / "run"
     assert run("configs/digits.py", [*words, source], workdir=str(workdir), mode="eval") == 0
@@ -52,9 +51,9 @@ def test_evaluation_opens_one_split_and_writes_what_it_found(
     said = " ".join(capsys.readouterr().out.split())
     assert "init_from, EMA" in said
     assert "raw" not in said.replace("draws", "")
-    assert "Classes with the lowest accuracy" in said
+    assert "Classes with the lowest top-1" in said
     assert "crop ratio 0.5, bicubic" in said  # of the weights, and the evaluation had another
-    assert sorted(path.name for path in workdir.iterdir()) == ["confusion.png", "evaluation.json"]
+    assert sorted(path.name for path in workdir.iterdir()) == ["confusion.png", "evaluation.json", "predictions.png"]
     found = json.loads((workdir / "evaluation.json").read_text())
     assert found["source"] == str(tmp_path / "weights")
     assert (found["step"], found["weights"], found["raw"]) == (None, "ema", None)

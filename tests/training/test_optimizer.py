@@ -16,18 +16,18 @@ from rmt_jax.training.optimizer import (
     select,
     update_ema,
 )
-from rmt_jax.training.schedule import ScheduleConfig, learning_rates
+from rmt_jax.training.schedule import ScheduleConfig, cosine
 from rmt_jax.training.state import split_model
 
 
 def test_schedule_by_hand() -> None:
-    rates = learning_rates(ScheduleConfig(warmup_epochs=2, warmup_lr=0.0, min_lr=0.0), peak=1.0, epochs=8)
-    cosine = 0.5 * (1 + np.cos(np.pi * np.arange(8) / 8))
-    np.testing.assert_allclose(rates, [0, 0, 0.5, *cosine[2:7]], atol=1e-15)
+    rates = cosine(ScheduleConfig(warmup_epochs=2, warmup_lr=0.0, min_lr=0.0), peak=1.0, epochs=8)
+    wave = 0.5 * (1 + np.cos(np.pi * np.arange(8) / 8))
+    np.testing.assert_allclose(rates, [0, 0, 0.5, *wave[2:7]], atol=1e-15)
 
 
 def test_schedule_without_warmup() -> None:
-    rates = learning_rates(ScheduleConfig(warmup_epochs=0, min_lr=0.0), peak=1.0, epochs=4)
+    rates = cosine(ScheduleConfig(warmup_epochs=0, min_lr=0.0), peak=1.0, epochs=4)
     np.testing.assert_allclose(rates, [1, 1, *(0.5 * (1 + np.cos(np.pi * np.array([1, 2]) / 4)))])
 
 

@@ -14,6 +14,8 @@ from rmt_jax.data.interface import SegmentationExample, SegmentationSource
 from rmt_jax.data.segmentation.labels import IGNORE_LABEL, read_example, try_examples
 from rmt_jax.data.segmentation.transforms import rescaled_size, resize_image, train_transform
 
+Shapes = tuple[tuple[int, int], ...]  # (height, width) for each ratio
+
 # Files whose headers are read at once: on a network drive each takes a while, and no processor.
 _HEADER_THREADS = 16
 
@@ -64,11 +66,11 @@ class SegmentationTrainLoader(StepLoader[SegmentationExample]):
 class SegmentationEvalLoader:
     """Every picture once and whole, in batches of one size and shape, for one process of `process_count`.
 
-    Pictures are resized to `data.segmentation.scale` in their own proportions, and those of one shape make up batches,
-    larger shapes first. The last batch of each shape is filled up: mask False, black picture, label 255, index -1.
-    Every process yields the same number of batches of the same shapes; process `p` has the `p`-th consecutive slice of
-    each. A picture that cannot be decoded has mask False as well, and its own index; one without a readable header is
-    in no batch.
+    Pictures are resized to `data.segmentation.scale`, times each of `eval_ratios`, in their own proportions, and those
+    of the same shapes make up batches, larger ones first. The last batch of each shape is filled up: mask False, black
+    picture, label 255, index -1. Every process yields the same number of batches of the same shapes; process `p` has
+    the `p`-th consecutive slice of each. A picture that cannot be decoded has mask False as well, and its own index;
+    one without a readable header is in no batch.
 
     Making one reads the header of every picture, in threads.
 
@@ -80,8 +82,8 @@ class SegmentationEvalLoader:
         process_count: how many processes share a batch.
 
     Attributes:
-        shapes: number of pictures by (height, width) of their batches, in the order of the batches. A model is compiled
-            for each.
+        shapes: number of pictures by the shapes of their batches, (height, width) for each ratio, in the order of the
+            batches. A model is compiled for each.
         unreadable: the pictures left out so far.
 
     Raises:
@@ -108,7 +110,7 @@ class SegmentationEvalLoader:
         groups = self._group()
         self.shapes = {shape: len(indices) for shape, indices in groups.items()}
         # Of each batch the shape, and the pictures, -1 where there is none.
-        self._batch_shapes: list[tuple[int, int]] = []
+        self._batch_shapes: list[Shapes] = []
         self._batch_indices: list[np.ndarray] = []
         for shape, indices in groups.items():
             for start in range(0, len(indices), batch_size):
@@ -125,40 +127,45 @@ class SegmentationEvalLoader:
     def __iter__(self) -> Generator[dict[str, Any], None, None]:
         """Yields batches of height x width that differ from one to the next.
 
-        {"image": uint8 [local_batch, height, width, 3], "label": a list of uint8 [original height, original width], a
-        class or 255, "original_size": int32 [local_batch, 2], "mask": bool [local_batch], "index": int32 [local_batch]}
+        {"image": uint8 [local_batch, height, width, 3], "image_1", ... for further ratios, "label": a list of uint8
+        [original height, original width], a class or 255, "original_size": int32 [local_batch, 2], "mask": bool
+        [local_batch], "index": int32 [local_batch]}
 
         Raises:
             TooManyUnreadableError: more pictures cannot be decoded than the configuration allows.
         """
         return iterate(self._load, len(self), self.local_batch_size, self.config, self.unreadable, _stack)
 
-    def _group(self) -> dict[tuple[int, int], list[int]]:
+    def _group(self) -> dict[Shapes, list[int]]:
         """The pictures of each shape, larger shapes first: if memory is too small for one, the first batch says so."""
         with concurrent.futures.ThreadPoolExecutor(_HEADER_THREADS) as threads:
             shapes = list(threads.map(self._shape, range(len(self.source))))
         self.unreadable.add([index for index, shape in enumerate(shapes) if shape is None])
-        groups: dict[tuple[int, int], list[int]] = collections.defaultdict(list)
+        groups: dict[Shapes, list[int]] = collections.defaultdict(list)
         for index, shape in enumerate(shapes):
             if shape is not None:
                 groups[shape].append(index)
-        return {shape: groups[shape] for shape in sorted(groups, key=lambda s: (-s[0] * s[1], s))}
+        return {shape: groups[shape] for shape in sorted(groups, key=lambda s: (-s[0][0] * s[0][1], s))}
 
-    def _shape(self, index: int) -> tuple[int, int] | None:
-        """Height and width that a picture is resized to; None if it has no readable header."""
+    def _shape(self, index: int) -> Shapes | None:
+        """Heights and widths that a picture is resized to; None if it has no readable header."""
+        longest, shortest = self.config.segmentation.scale
         try:
-            return rescaled_size(*self.source.size(index), self.config.segmentation.scale)
+            size = self.source.size(index)
         except CorruptImageError:
             return None
+        scales = [(int(longest * ratio), int(shortest * ratio)) for ratio in self.config.segmentation.eval_ratios]
+        return tuple(rescaled_size(*size, scale) for scale in scales)
 
     def _load(self, position: int) -> Element:
         """The example at a position of this process's run, or filling."""
         step, offset = divmod(position, self.local_batch_size)
-        shape, index = self._batch_shapes[step], int(self._batch_indices[step][self._first + offset])
+        shapes, index = self._batch_shapes[step], int(self._batch_indices[step][self._first + offset])
+        names = ["image", *(f"image_{number}" for number in range(1, len(shapes)))]
         nothing: Element = {
-            "image": np.zeros((*shape, 3), np.uint8),
-            "label": np.full(shape, IGNORE_LABEL, np.uint8),
-            "original_size": np.array(shape, np.int32),
+            **{name: np.zeros((*shape, 3), np.uint8) for name, shape in zip(names, shapes, strict=True)},
+            "label": np.full(shapes[0], IGNORE_LABEL, np.uint8),
+            "original_size": np.array(shapes[0], np.int32),
             "mask": np.bool_(False),
             "index": np.int32(index),
             UNREADABLE: np.int32(-1),
@@ -172,7 +179,7 @@ class SegmentationEvalLoader:
             return {**nothing, UNREADABLE: np.int32(index)}
         return {
             **nothing,
-            "image": resize_image(image, shape),
+            **{name: resize_image(image, shape) for name, shape in zip(names, shapes, strict=True)},
             "label": labels,
             "original_size": np.array(labels.shape, np.int32),
             "mask": np.bool_(True),

@@ -169,11 +169,24 @@ def test_evaluation_shows_every_picture_once_and_whole(
     assert sorted(seen) == list(range(COUNT))
     # Few shapes, each at one go, the largest first.
     shapes = [batch["image"].shape[1:3] for batch in batches]
-    assert list(dict.fromkeys(shapes)) == list(loaders[0].shapes)
+    assert [(shape,) for shape in dict.fromkeys(shapes)] == list(loaders[0].shapes)
     assert shapes == sorted(shapes, key=lambda s: -s[0] * s[1])
     assert sum(loaders[0].shapes.values()) == COUNT
-    sizes = collections.Counter(rescaled_size(*standin.example(i)[1].shape, SMALL.scale) for i in range(COUNT))
+    sizes = collections.Counter((rescaled_size(*standin.example(i)[1].shape, SMALL.scale),) for i in range(COUNT))
     assert loaders[0].shapes == sizes
+
+
+def test_evaluation_at_several_scales(folder: pathlib.Path) -> None:
+    segmentation = dataclasses.replace(SMALL, eval_ratios=(1.0, 0.5))
+    [loader] = eval_loaders(standin.config(folder, segmentation=segmentation), 4)
+    longest, shortest = SMALL.scale
+    for batch in loader:
+        for i in np.flatnonzero(batch["mask"]):
+            image, labels = standin.example(int(batch["index"][i]))
+            size = rescaled_size(*labels.shape, (longest // 2, shortest // 2))
+            np.testing.assert_array_equal(batch["image_1"][i], resize_image(image, size))
+    assert sum(loader.shapes.values()) == COUNT
+    assert all(len(shapes) == 2 for shapes in loader.shapes)
 
 
 def test_evaluation_is_the_same_with_worker_processes(folder: pathlib.Path) -> None:
