@@ -188,10 +188,10 @@ def relpos_rows() -> Iterator[Row]:
         yield Row("relpos", name, float(max(errors)), 1e-5)
 
 
-def optimizer_rows(config: OptimizerConfig | None = None, **options: Any) -> Iterator[Row]:
+def optimizer_rows(config: OptimizerConfig | None = None) -> Iterator[Row]:
     """AdamW and EMA on given gradients."""
     info, expected = meta("optimizer"), golden.expected("optimizer")
-    optimizer = make_optimizer(config or OptimizerConfig(), 1e-3, **options)
+    optimizer = make_optimizer(config or OptimizerConfig(), 1e-3)
 
     def tree(prefix: str) -> dict[str, Any]:
         part = {
@@ -215,14 +215,14 @@ def optimizer_rows(config: OptimizerConfig | None = None, **options: Any) -> Ite
         yield Row("optimizer", f"{name} weights", max(jax.tree.leaves(errors)), 1e-6)
 
 
-def trajectory_rows(config: OptimizerConfig | None = None, **options: Any) -> Iterator[Row]:
+def trajectory_rows(config: OptimizerConfig | None = None) -> Iterator[Row]:
     """Eight AdamW steps of rmt_t with EMA: losses, then logits of both weights."""
     info, expected = meta("trajectory_rmt_t"), golden.expected("trajectory_rmt_t")
     model = golden_model(info["weights_of"])
     graph, params, batch_stats = split_model(model)
     model.eval()
     eval_graph = split_model(model)[0]
-    optimizer = make_optimizer(config or OptimizerConfig(), 1e-3, **options)
+    optimizer = make_optimizer(config or OptimizerConfig(), 1e-3)
     silenced = set(info["gradients_set_to_zero"])
 
     def loss_fn(params: Any, batch_stats: Any, x: jax.Array, targets: jax.Array) -> tuple[jax.Array, Any]:

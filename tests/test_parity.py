@@ -63,4 +63,4 @@ def test_optimizer_mistakes_are_noticed(rows, mistake: str) -> None:
     if mistake == "beta2":
         assert failures(rows(dataclasses.replace(OptimizerConfig(), beta2=0.99)))
     else:
-        assert failures(rows(decay_rules=((r"", True),)))
+        assert failures(rows(dataclasses.replace(OptimizerConfig(), decay="all")))

@@ -20,6 +20,7 @@ from hypothesis import Phase, example, given, seed, settings
 
 from rmt_jax.models import Classifier, RMTConfig, layers, rmt
 from rmt_jax.ops import manhattan
+from rmt_jax.training.optimizer import OptimizerConfig
 from tests.ladder import training
 from tests.ladder.case import OPTIMIZER, Case, Row
 from tests.ladder.rungs import RUNGS
@@ -214,8 +215,8 @@ def constant_statistics(original: Callable[..., Any], self: layers.BatchNorm, x:
     return (x - mean) * jax.lax.rsqrt(var + self.epsilon) * self.scale[...] + self.bias[...]
 
 
-def decay_of_everything(original: Callable[..., Any], *args: Any) -> Any:
-    return original(*args, decay_rules=((r"", True),))
+def decay_of_everything(original: Callable[..., Any], config: OptimizerConfig, *args: Any) -> Any:
+    return original(dataclasses.replace(config, decay="all"), *args)
 
 
 def reversed_average(original: Callable[..., Any], ema: Any, new: Any, decay: float) -> Any:

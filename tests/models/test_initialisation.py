@@ -105,7 +105,7 @@ def test_no_two_layers_share_their_weights() -> None:
 
 
 def test_the_seed_is_zero_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(factory, "build_model", lambda config, task, dtype, rngs: rngs.params())
+    monkeypatch.setattr(factory, "build_model", lambda *args, rngs, **options: rngs.params())
     with jaxtyping_disabled():
         assert create_model("rmt_nano") == nnx.Rngs(0).params() != create_model("rmt_nano", rngs=nnx.Rngs(1))
 
