@@ -21,7 +21,7 @@ Hidden = Float[Array, " hidden"]
 
 
 class FFNWeights(NamedTuple):
-    """All weights of a branch, float32.
+    """All weights of a branch, float32 or bfloat16.
 
     Attributes:
         norm_scale: of the LayerNorm before it.
@@ -55,6 +55,8 @@ def fused_ffn(x: Map, factor: Factor, weights: FFNWeights, epsilon: float) -> Ma
         weights: of the branch.
         epsilon: of the LayerNorm.
     """
+    # Gathered weights come in the type that they travelled in.
+    weights = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), weights)
     # The LayerNorm's own weights go into the first layer and the layer scale into the second, before the kernels.
     first = weights.norm_scale[:, None] * weights.fc1_kernel
     bias = weights.fc1_bias + jnp.dot(weights.norm_bias, weights.fc1_kernel, precision=jax.lax.Precision.HIGHEST)

@@ -110,6 +110,16 @@ def test_bfloat16_is_as_exact_as_its_products() -> None:
     assert max(errors((result, dx, dweights), exact)) < 0.01
 
 
+def test_weights_that_travelled_in_bfloat16_get_gradients_of_their_type() -> None:
+    x, factor, weights, dy = arguments(2, 3, 4, 8, 16)
+    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), weights)
+    result, dx, dweights = with_gradients(fused_ffn)(x, factor, rounded, dy)
+    assert {leaf.dtype for leaf in jax.tree.leaves(dweights)} == {jnp.dtype(jnp.bfloat16)}
+    exact = with_gradients(fused_ffn)(x, factor, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), rounded), dy)
+    assert max(errors((result, dx), exact[:2])) < 1e-6
+    assert max(errors(dweights, exact[2])) < 0.004
+
+
 def test_little_memory_changes_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     given = arguments(2, 3, 2, 128, 16)
     roomy = with_gradients(fused_ffn)(*given)
