@@ -52,7 +52,8 @@ class Setup(EvalSetup):
         """What is about to run, in the words of the summary table."""
         config, train, evaluation = self.config, self.train_loader.source, super().summary()
         workers, epochs = evaluation.pop("workers"), self.total_steps / self.steps_per_epoch
-        decayed = config.optimizer.decay.replace("_", " ")
+        of_what = config.optimizer.decay.replace("_", " ")
+        decayed = "" if of_what == "matrices" else f" of {of_what}"
         rows = evaluation | {
             "model": f"{evaluation['model']}, drop path {config.model.resolve(1).drop_path:g}",
             "training data": f"{train.name}: {len(train):,} pictures, {train.num_classes} classes",
@@ -64,7 +65,7 @@ class Setup(EvalSetup):
             f"{config.batch_size} / {config.reference_batch_size}, {config.schedule.describe()}",
             "augmentation": self.kind.describe_augmentation(config),
             "loss": self.kind.describe_loss(config),
-            "optimizer": f"AdamW, weight decay {config.optimizer.weight_decay:g} of {decayed}, "
+            "optimizer": f"AdamW, weight decay {config.optimizer.weight_decay:g}{decayed}, "
             + (f"clipped at {config.optimizer.clip_norm:g}" if config.optimizer.clip_norm else "no clipping")
             + (f", layer decay {config.optimizer.layer_decay:g}" if config.optimizer.layer_decay < 1 else "")
             + (", the head alone" if config.freeze_backbone else ""),
