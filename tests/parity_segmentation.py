@@ -18,12 +18,15 @@ from flax import nnx
 from rmt_jax.convert import from_torch, to_torch
 from rmt_jax.models import Backbone, Segmentor, abstract_model, create_model
 from rmt_jax.ops import resize_bilinear
+from rmt_jax.tasks import SegmentationConfig
+from rmt_jax.tasks.iou import IGNORE_LABEL
+from rmt_jax.tasks.segmentation import pixel_loss
 from rmt_jax.training.state import split_model
 from tests.golden import golden
 from tests.parity import GRADIENT_TOLERANCE, OUTPUT_TOLERANCE, Row, images, print_table, relative_error
 
 HEADS = {"fpn": "semantic_fpn", "upernet": "upernet"}
-AUX_WEIGHT, IGNORED = 0.4, 255
+AUX_WEIGHT = SegmentationConfig().aux_weight
 FLOORS = 10  # of upstream's own rounding, which is its distance from float64
 
 # What comes into a ReLU of these is for some positions within this distance of 0, where roundings decide whether a
@@ -139,10 +142,10 @@ def loss_rows(fixture: str) -> Iterator[Row]:
             logits["aux"] = model.auxiliary_head(maps[2])
         outputs = {}
         for part, weight in zip(logits, (1, AUX_WEIGHT), strict=False):
-            scores = resize_bilinear(logits[part], labels.shape[1:])
-            of_label = jnp.take_along_axis(jax.nn.log_softmax(scores), labels.clip(0, 149)[..., None], axis=-1)[..., 0]
-            outputs[f"{part}.loss_seg"] = -weight * jnp.where(labels == IGNORED, 0, of_label).mean()
-            outputs[f"{part}.acc_seg"] = 100 * (scores.argmax(axis=-1) == labels).mean(keepdims=True).ravel()
+            loss, right = pixel_loss(logits[part], labels, count_ignored=True)
+            outputs[f"{part}.loss_seg"] = weight * loss
+            # Upstream's accuracy is of all pixels, too.
+            outputs[f"{part}.acc_seg"] = (100 * right * (labels != IGNORE_LABEL).mean()).reshape(1)
         outputs["total"] = sum(value for name, value in outputs.items() if name.endswith("loss_seg"))
         return outputs["total"], outputs
 

@@ -78,8 +78,8 @@ def fused_ffn_backward(
 def ffn_fits(height: int, width: int, channels: int, hidden: int, dtype: DTypeLike) -> bool:
     """Whether the kernels are for maps of these sizes: they can hold them whole in the chip's vector memory.
 
-    Nor are they for fewer than 128 channels. XLA has such maps in memory with the pictures innermost, and turning them
-    round costs more than the kernels save (docs/performance.md).
+    They are not for fewer than 128 channels. XLA has such maps in memory with the pictures innermost, and turning them
+    round costs what the kernels save forward (docs/performance.md).
     """
     return channels >= LANES and _fits(Plan(height, width, channels, -(-hidden // LANES), jnp.dtype(dtype)), buffers=1)
 
