@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rmt_jax.cli import main
+from rmt_jax.training.profile import OTHER, Place, place_of
 from rmt_jax.training.timing import Timing, ratio, time_in_turn
 from tests.training import conftest as training
 
@@ -52,6 +53,23 @@ def test_beside_the_same_model_in_pytorch(
 
 def _refuse(*_: object) -> None:
     raise RuntimeError("not here")
+
+
+def test_where_the_time_goes(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "speed.json"
+    assert main(["benchmark", "train", *TINY, "--rounds=1", "--profile", f"--json={file}"]) == 0
+    assert "Where the time goes" in capsys.readouterr().out
+    profiled = json.loads(file.read_text())["profile"]
+    seconds = {(row["stage"], row["part"]): (row["forward"], row["backward"]) for row in profiled}
+    for place in [("", "stem"), ("stage1", "ffn"), ("stage4", "retention"), ("stage2", "dwconv"), ("", "head")]:
+        assert min(seconds[place]) > 0, place
+    assert seconds["", "optimizer"][0] > 0
+
+
+def test_the_place_of_an_operation() -> None:
+    assert place_of("jit(f)/transpose(jvp(stage3))/while/body/ffn/dwconv/mul") == Place("stage3", "dwconv", True)
+    assert place_of("jit(f)/stage1/retention/add") == Place("stage1", "retention", False)
+    assert place_of("jit(f)/jvp()/stemming/add") == Place("", OTHER, False)
 
 
 @pytest.mark.slow

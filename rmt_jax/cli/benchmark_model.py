@@ -5,9 +5,6 @@ import dataclasses
 import json
 import pathlib
 import resource
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +12,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rmt_jax.cli.output import check_output, describe_environment, format_size
+from rmt_jax.cli.benchmark_start import measure_start
+from rmt_jax.cli.output import check_output, describe_environment, format_size, say
 
 if TYPE_CHECKING:  # the other commands do not need the training
     from flax import nnx
 
     from rmt_jax.training.config import Config
+    from rmt_jax.training.speed import Candidate
     from rmt_jax.training.timing import Timing
 
 MODEL_DESCRIPTION = """\
@@ -30,6 +29,7 @@ ratio compares with, as the median over the rounds.
 
   rmt benchmark model rmt_s --batch-size 8
   rmt benchmark model rmt_t --batch-size 8 --vs torch --json rmt_t.json
+  rmt benchmark model rmt_t --batch-size 8 --profile
   rmt benchmark model rmt_s --batch-size 128 --dtype bfloat16 --topology v5e:2x2
 
 With --topology nothing is run: the forward pass and a block of each stage are compiled for TPU chips (libtpu), a batch
@@ -76,6 +76,7 @@ def add_parsers(measures: "argparse._SubParsersAction[argparse.ArgumentParser]")
         if name != "compile":
             parser.add_argument("--rounds", type=int, default=7, metavar="N", help="of each (default: 7)")
             parser.add_argument("--vs", choices=["torch"], help="measure the PyTorch model beside it")
+            parser.add_argument("--profile", action="store_true", help="show where the time goes, by part of the model")
         if name == "model":
             parser.add_argument("--topology", metavar="NAME", help="compile for TPU chips such as v5e:2x2")
         parser.set_defaults(run=_run, measure=name, config_words=[])
@@ -87,7 +88,7 @@ def _run(options: argparse.Namespace) -> int:
     _check(options)
     config = _config(options)
     if options.measure == "compile":
-        result = _measure_start(config)
+        result = measure_start(config, _title(config))
     elif getattr(options, "topology", None) is not None:
         result = _compile_for(config, options.topology)
     else:
@@ -164,10 +165,11 @@ def _measure(config: "Config", options: argparse.Namespace) -> dict[str, Any]:
         used = describe_formulations(config, jax.default_backend())
     _print_timings(f"{what} of {_title(config)} on {device}", config, ours.memory, timings, failures)
     if difference is not None:
-        _say(f"Same weights: logits differ by {difference:.1e} of the largest (float32, highest precision).")
+        say(f"Same weights: logits differ by {difference:.1e} of the largest (float32, highest precision).")
+    parts = _profile(ours) if options.profile else None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    _say(f"Formulations: {used}.")
-    _say(f"Peak memory of this process: {format_size(peak)}. {options.rounds} rounds, every form in each.")
+    say(f"Formulations: {used}.")
+    say(f"Peak memory of this process: {format_size(peak)}. {options.rounds} rounds, every form in each.")
     return {
         "devices": device,
         "formulations": used,
@@ -178,7 +180,31 @@ def _measure(config: "Config", options: argparse.Namespace) -> dict[str, Any]:
         "process_bytes": peak,
         "failures": failures,
         "difference": difference,
+        "profile": parts,
     }
+
+
+def _profile(ours: "Candidate") -> list[dict[str, Any]]:
+    """Print and return the processor time of each part of the model, the most expensive first."""
+    from rmt_jax.training.profile import OTHER, profile
+
+    found = profile(ours.run, ours.text())
+    parts: dict[tuple[str, str], list[float]] = {}
+    for place, seconds in found.places.items():
+        parts.setdefault((place.stage, place.part), [0.0, 0.0])[place.backward] += seconds
+    rows = sorted(parts.items(), key=lambda row: -sum(row[1]))
+    table = Table(title="Where the time goes", title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("stage", "part"):
+        table.add_column(heading, style="cyan")
+    for heading in ("forward, ms", "backward, ms", "share"):
+        table.add_column(heading, justify="right")
+    for (stage, part), times in rows:
+        cells = (f"{seconds * 1e3:,.2f}" if seconds else "" for seconds in times)
+        table.add_row(stage.removeprefix("stage"), part, *cells, f"{sum(times) / found.total:.1%}")
+    Console().print(table)
+    say(f"{found.total * 1e3:,.1f} ms of processor time a call; {OTHER!r} is what no part of the model names.")
+    names = "stage", "part", "forward", "backward"
+    return [dict(zip(names, (*place, *times), strict=True)) for place, times in rows]
 
 
 def _torch_forms(config: "Config", model: "nnx.Module", *, train: bool) -> tuple[dict[str, Any], dict[str, str], float]:
@@ -238,37 +264,9 @@ def _print_timings(
         )
     Console().print(table)
     for name, reason in failures.items():
-        _say(f"{name} does not work: {reason}")
+        say(f"{name} does not work: {reason}")
     if (found := _ratio(timings)) is not None:
-        _say(f"rmt_jax is {found['value']:.2f} times as fast as {found['to']} (median of the rounds).")
-
-
-def _measure_start(config: "Config") -> dict[str, Any]:
-    from rmt_jax.training.speed import dispatch_seconds, model_of, train_candidate
-
-    started = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import rmt_jax"], check=True)
-    rows = {"import rmt_jax, in a process of its own": time.perf_counter() - started}
-    started = time.perf_counter()
-    model = model_of(config)
-    rows["draw the weights"] = time.perf_counter() - started
-    ours = train_candidate(config, model)
-    if ours.compilation is not None:
-        rows |= {
-            "trace the training step": ours.compilation.trace,
-            "compile it": ours.compilation.compile,
-            "run it for the first time": ours.compilation.first_run,
-        }
-    dispatch = dispatch_seconds(ours)
-    table = Table(title=f"Start of {_title(config)}", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("", style="cyan", no_wrap=True)
-    table.add_column("seconds", justify="right")
-    for name, seconds in rows.items():
-        table.add_row(name, f"{seconds:.2f}")
-    Console().print(table)
-    if dispatch is not None:
-        _say(f"Each further step keeps the host for {dispatch * 1e3:.1f} ms.")
-    return {"seconds": rows, "dispatch_seconds": dispatch}
+        say(f"rmt_jax is {found['value']:.2f} times as fast as {found['to']} (median of the rounds).")
 
 
 def _compile_for(config: "Config", topology: str) -> dict[str, Any]:
@@ -297,9 +295,5 @@ def _compile_for(config: "Config", topology: str) -> dict[str, Any]:
             format_size(cost.temporaries),
         )
     Console().print(table)
-    _say(f"Compiler's figures of unrolled programs for {topology}; nothing was run.")
+    say(f"Compiler's figures of unrolled programs for {topology}; nothing was run.")
     return {"topology": topology, "costs": [dataclasses.asdict(cost) for cost in costs]}
-
-
-def _say(line: str) -> None:
-    Console().print(line, highlight=False, markup=False, soft_wrap=True)

@@ -6,6 +6,8 @@ import platform
 from collections.abc import Sequence
 from typing import Any
 
+from rich.console import Console
+
 from rmt_jax.data.benchmark import cores
 from rmt_jax.version import __version__
 
@@ -14,6 +16,11 @@ def check_output(path: pathlib.Path | None, option: str) -> None:
     """Raise ValueError where a file cannot be written there; None is fine."""
     if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
         raise ValueError(f"{option}={path}: give the name of a file in a directory that exists.")
+
+
+def say(line: str) -> None:
+    """Print a line as it is, however long."""
+    Console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def format_size(size: float | int) -> str:

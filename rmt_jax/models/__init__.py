@@ -1,11 +1,12 @@
 """RMT models as Flax NNX modules."""
 
 from rmt_jax.models.attention import attention_map, decay_map
-from rmt_jax.models.blocks import Gather, Remat
+from rmt_jax.models.block import Block, Retention
+from rmt_jax.models.block_loop import Gather, Remat
 from rmt_jax.models.classifier import Classifier
 from rmt_jax.models.factory import AnyModel, abstract_model, build_model, create_model, task_of
 from rmt_jax.models.fpn import FPN
-from rmt_jax.models.rmt import Backbone, Block, FeatureInfo, Retention, Stage
+from rmt_jax.models.rmt import Backbone, FeatureInfo, Stage
 from rmt_jax.models.segmentation import FCNHead, SegmentationHead, Segmentor, SemanticFPNHead, UPerHead
 from rmt_jax.models.variants import RUN_TIME_FIELDS, RMTConfig, list_models, variant
 

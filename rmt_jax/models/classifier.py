@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -77,6 +78,10 @@ class Classifier(nnx.Module):
                 + ("has no aux_head." if self.aux_head is None else "is in evaluation mode: call model.train().")
             )
         x = self.backbone(images, rngs=rngs, mix_boxes=mix_boxes)[-1]
+        with jax.named_scope("head"):
+            return self._outputs(x, mix_boxes)
+
+    def _outputs(self, x: Map, mix_boxes: Int[Array, "groups 4"] | None) -> Logits | tuple[Logits, AuxLogits]:
         taps = self.taps(x)
         logits = self._pooled_logits(taps["activation"])
         if self.aux_head is None:

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from typing import Any, Literal, get_args
 
-from rmt_jax.models.blocks import Remat
+from rmt_jax.models.block_loop import Remat
 
 Number = int | float
 AuxTap = Literal["features", "proj", "norm", "activation"]

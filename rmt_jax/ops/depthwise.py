@@ -1,7 +1,8 @@
-"""Depthwise convolution as shifted multiply-adds, with its own backward pass.
+"""Depthwise convolution with its own backward pass: shifted multiply-adds, or on GPUs cuDNN's grouped convolution.
 
 Measured on CPUs and in compiled TPU programs, a sum of shifted products moves fewer bytes than XLA's grouped
-convolution, but only forward: its automatic derivative moves five times more. Hence the hand-written rule.
+convolution, but only forward: its automatic derivative moves five times more. Hence the hand-written rule. On GPUs XLA
+computes what comes before, such as a GELU, once for every tap, and cuDNN is 2.4 to 4 times as fast.
 """
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from rmt_jax.ops.formulations import by_platform, overrides
+from rmt_jax.ops.formulations import by_platform, chosen_here, overrides
 
 Map = Float[Array, "batch height width channels"]
 Kernel = Float[Array, "kernel_height kernel_width 1 channels"]
@@ -31,10 +32,31 @@ def depthwise_conv2d(x: Map, kernel: Kernel) -> Map:
     """
     if not kernel.shape[0] % 2 or not kernel.shape[1] % 2:
         raise ValueError(f"depthwise_conv2d needs odd kernel sizes, got {kernel.shape[0]}x{kernel.shape[1]}.")
+    return _grouped_convolution(x, kernel) if _by_convolution() else _shifted_products(x, kernel)
+
+
+def _by_convolution() -> bool:
+    # Chosen when it is traced: of both in one program, the other's operations would be counted too.
+    return chosen_here("depthwise") == "convolution"
+
+
+def _shifted_products(x: Map, kernel: Kernel) -> Map:
     total = sum(
         window.astype(jnp.float32) * kernel[i, j, 0].astype(jnp.float32) for i, j, window in _windows(x, kernel)
     )
     return jnp.asarray(total, x.dtype)
+
+
+def _grouped_convolution(x: Map, kernel: Kernel) -> Map:
+    """cuDNN sums in float32; the kernel is of the map's type, and so is its gradient."""
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel.astype(x.dtype),
+        window_strides=(1, 1),
+        padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
 
 
 def _windows(x: Array, kernel: Array) -> list[tuple[int, int, Array]]:
@@ -52,6 +74,12 @@ def _forward(x: Map, kernel: Kernel) -> tuple[Map, tuple[Map, Kernel]]:
 def _backward(saved: tuple[Map, Kernel], dy: Map) -> tuple[Map, Kernel]:
     x, kernel = saved
     dx = depthwise_conv2d(dy, kernel[::-1, ::-1])
+    gradient = _convolution_gradient if _by_convolution() else _shifted_gradient
+    return dx, gradient(x, kernel, dy)
+
+
+def _shifted_gradient(x: Map, kernel: Kernel, dy: Map) -> Kernel:
+    """Of the kernel."""
     dy = dy.astype(jnp.float32)
     taps = [
         by_platform(
@@ -59,7 +87,11 @@ def _backward(saved: tuple[Map, Kernel], dy: Map) -> tuple[Map, Kernel]:
         )
         for _, _, window in _windows(x, kernel)
     ]
-    return dx, jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
+    return jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _convolution_gradient(x: Map, kernel: Kernel, dy: Map) -> Kernel:
+    return jax.vjp(lambda kernel: _grouped_convolution(x, kernel), kernel)[1](dy)[0]
 
 
 def _sum(x: Map) -> Float[Array, " channels"]:

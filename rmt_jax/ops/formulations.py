@@ -18,12 +18,15 @@ FORMULATIONS: Mapping[str, Mapping[str, str]] = {
     # Sums over pictures and positions in gradients: one reduction, or halves of the batch added up and a product with
     # ones, which XLA's CPU backend does 20 times faster.
     "sums": {"cpu": "by_halves", "default": "reduction"},
+    # A depthwise convolution: products with every tap's view of the map added up, or cuDNN's grouped convolution.
+    "depthwise": {"gpu": "convolution", "default": "shifts"},
     # The feed-forward branch of a block: its layers one after the other, or a Pallas kernel for maps that fit.
     "ffn": {"tpu": "kernel", "default": "layers"},
 }
 _CHOICES: Mapping[str, frozenset[str]] = {
     "retention": frozenset({"at_once", "kernel"}),
     "sums": frozenset({"by_halves", "reduction"}),
+    "depthwise": frozenset({"convolution", "shifts"}),
     "ffn": frozenset({"kernel", "layers"}),
 }
 

@@ -37,12 +37,14 @@ class Candidate:
 
     Attributes:
         run: does the work once, and returns when it is done.
+        text: gives the compiled program's text.
         compilation: of a compiled program.
         memory: bytes of arguments, results and temporaries of a device, None where that is not known.
         dispatch: starts the work and returns, for what the host does for a step; None where it is not to be timed.
     """
 
     run: Callable[[], object]
+    text: Callable[[], str]
     compilation: Compilation | None = None
     memory: float | None = None
     dispatch: Callable[[], object] | None = None
@@ -94,6 +96,7 @@ def forward_candidate(config: Config, model: nnx.Module) -> Candidate:
         run=lambda: jax.block_until_ready(compiled(state, images)),
         compilation=dataclasses.replace(compilation, first_run=time.perf_counter() - started),
         memory=_memory(compiled),
+        text=compiled.as_text,
     )
 
 
@@ -118,6 +121,7 @@ def train_candidate(config: Config, model: nnx.Module) -> Candidate:
         compilation=dataclasses.replace(compilation, first_run=time.perf_counter() - started),
         memory=_memory(compiled),
         dispatch=step,
+        text=compiled.as_text,
     )
 
 

@@ -86,19 +86,20 @@ def make_train_step(
             parts = jax.tree.map(lambda x: _deal(x, grad_accum_steps, together=len(x) // groups), batch)
             keys = jax.random.split(key, grad_accum_steps)
             grads, batch_stats, metrics = _accumulate(gradients, state["params"], state["batch_stats"], (parts, keys))
-        updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
-        moved = {
-            "step": state["step"] + 1,
-            "params": params,
-            "batch_stats": batch_stats,
-            "opt_state": opt_state,
-            "ema": update_ema(state["ema"], {"params": params, "batch_stats": batch_stats}, ema_decay),
-        }
-        norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-        skipped = (~finite).astype(jnp.float32)
-        return _keep_unless(finite, moved, state), metrics | {"grad_norm": norm, "skipped": skipped} | stop
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
+            params = optax.apply_updates(state["params"], updates)
+            moved = {
+                "step": state["step"] + 1,
+                "params": params,
+                "batch_stats": batch_stats,
+                "opt_state": opt_state,
+                "ema": update_ema(state["ema"], {"params": params, "batch_stats": batch_stats}, ema_decay),
+            }
+            norm = optax.tree.norm(grads)
+            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+            skipped = (~finite).astype(jnp.float32)
+            return _keep_unless(finite, moved, state), metrics | {"grad_norm": norm, "skipped": skipped} | stop
 
     return train_step
 

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from rmt_jax.models import attention_map, decay_map
-from rmt_jax.models.rmt import Retention
+from rmt_jax.models.block import Retention
 from rmt_jax.ops import log_decay_rates, reference, rotary_phase
 from tests.models.small import images, jaxtyping_disabled, small
 

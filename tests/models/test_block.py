@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rmt_jax.models.rmt import FFN, Block, Retention
+from rmt_jax.models.block import FFN, Block, Retention
 from rmt_jax.ops import log_decay_rates
 from tests.models.small import flat, small
 from tests.ops import naive

@@ -87,7 +87,7 @@ def test_every_field_is_tested_here() -> None:
     """A new field needs a test of its effect."""
     tested = {"num_classes", "proj_dim", "aux_head", "mlp_ratios", "layer_scale", "depths", "embed_dims", "num_heads"}
     tested |= {"decay_spans", "decay_start", "decomposed", "drop_path"}
-    tested |= {"aux_tap", "remat", "scan", "extra_norms"}  # in test_starred.py, test_blocks.py, test_extra_norms.py
+    tested |= {"aux_tap", "remat", "scan", "extra_norms"}  # in test_starred.py, test_block_loop.py, test_extra_norms.py
     assert {field.name for field in dataclasses.fields(RMTConfig)} == tested
 
 

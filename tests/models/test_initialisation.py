@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from rmt_jax.models import create_model, factory, variant
+from rmt_jax.models.block import Block
 from rmt_jax.models.layers import DepthwiseConv2d, LayerNorm, Linear, conv3x3
-from rmt_jax.models.rmt import Block
 from tests.models.small import SIZES, flat, jaxtyping_disabled
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from rmt_jax.ops import depthwise_conv2d, reference
+from rmt_jax.ops import depthwise_conv2d, formulations, reference
 from tests.ops import naive
 
 Gradients = tuple[jax.Array, jax.Array]
@@ -20,6 +20,13 @@ def arrays(size: tuple[int, int], kernel: tuple[int, int], batch: int = 2, chann
     rng = np.random.default_rng(0)
     shapes = (batch, *size, channels), (*kernel, 1, channels), (batch, *size, channels)
     return [jnp.asarray(rng.standard_normal(shape).astype(np.float32)) for shape in shapes]
+
+
+@pytest.fixture(autouse=True, params=["shifts", "convolution"])
+def formulation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test of this file is of both."""
+    monkeypatch.setenv(formulations.ENVIRONMENT_VARIABLE, f"depthwise={request.param}")
+    return request.param
 
 
 def forward_and_backward(f, x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, Gradients]:
@@ -55,10 +62,11 @@ def test_channels_do_not_mix() -> None:
     assert ((difference > 0) == [False, True, False]).all()
 
 
-def test_bfloat16_maps_are_summed_in_float32() -> None:
+def test_bfloat16_maps_are_summed_in_float32(formulation: str) -> None:
     x, weights, dy = arrays((6, 5), (5, 5))
     half, half_dy = x.astype(jnp.bfloat16), dy.astype(jnp.bfloat16)
-    # A float32 kernel, as the models have it.
+    # A float32 kernel, as the models have it; a convolution takes one of the map's type.
+    weights = weights.astype(jnp.bfloat16).astype(jnp.float32) if formulation == "convolution" else weights
     y, (dx, dkernel) = jax.jit(lambda *a: forward_and_backward(depthwise_conv2d, *a))(half, weights, half_dy)
     expected, (expected_dx, expected_dkernel) = jax.jit(
         lambda *a: forward_and_backward(reference.depthwise_conv2d, *a)
@@ -67,7 +75,9 @@ def test_bfloat16_maps_are_summed_in_float32() -> None:
     # Only the result is rounded, to 8 bits; sums of bfloat16 would be several times worse.
     np.testing.assert_allclose(y.astype(jnp.float32), expected, rtol=2.0**-8, atol=1e-5)
     np.testing.assert_allclose(dx.astype(jnp.float32), expected_dx, rtol=2.0**-8, atol=1e-5)
-    np.testing.assert_allclose(dkernel, expected_dkernel, rtol=1e-5, atol=2e-6 * np.abs(expected_dkernel).max())
+    # A convolution's weight gradient is of the map's type before it is the kernel's.
+    bound = {"shifts": 1e-5, "convolution": 2.0**-8}[formulation]
+    np.testing.assert_allclose(dkernel, expected_dkernel, rtol=bound, atol=2e-6 * np.abs(expected_dkernel).max())
 
 
 def test_used_twice_under_jit() -> None:

@@ -48,15 +48,15 @@ def test_the_environment_decides_for_every_platform(monkeypatch: pytest.MonkeyPa
     for platform in ("cpu", "tpu"):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert "tpu_custom_call" not in text
-    said = "retention at_once, sums reduction, ffn layers (RMT_JAX_FORMULATIONS=retention=at_once, sums=reduction)"
-    assert formulations.describe("cpu") == said
+    choices = "retention at_once, sums reduction, depthwise shifts, ffn layers"
+    assert formulations.describe("cpu") == f"{choices} (RMT_JAX_FORMULATIONS=retention=at_once, sums=reduction)"
 
 
 @pytest.mark.parametrize("value", ["retention", "retention=fast", "attention=kernel"])
 def test_an_unknown_formulation_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(formulations.ENVIRONMENT_VARIABLE, value)
     with pytest.raises(
-        ValueError, match=r"is none of retention=at_once\|kernel; sums=by_halves\|reduction; ffn=kernel\|layers"
+        ValueError, match=r"is none of retention=at_once\|kernel; sums=by_halves\|reduction; depthwise="
     ):
         formulations.overrides()
 
@@ -70,9 +70,9 @@ def test_the_environment_comes_before_what_a_program_asks_for(monkeypatch: pytes
 
 
 def test_what_a_summary_says() -> None:
-    assert formulations.describe("tpu") == "retention kernel, sums reduction, ffn kernel"
-    assert formulations.describe("cpu") == "retention at_once, sums by_halves, ffn layers"
-    assert formulations.describe("gpu") == "retention at_once, sums reduction, ffn layers"
+    assert formulations.describe("tpu") == "retention kernel, sums reduction, depthwise shifts, ffn kernel"
+    assert formulations.describe("cpu") == "retention at_once, sums by_halves, depthwise shifts, ffn layers"
+    assert formulations.describe("gpu") == "retention at_once, sums reduction, depthwise convolution, ffn layers"
 
 
 def test_nothing_between_is_kept_for_the_backward_pass() -> None:

@@ -156,7 +156,7 @@ def test_devices_work_on_their_own_pictures_and_add_up_the_weights_gradients() -
     assert max(errors(ours, with_gradients(fused_ffn)(x, factor, weights, dy))) < 1e-6
 
 
-def test_blocks_with_kernels_are_blocks_with_layers() -> None:
+def test_block_loop_with_kernels_are_blocks_with_layers() -> None:
     """With drop path, layer scale and a block that is computed again."""
     model = small("rmt_b", drop_path=0.5, depths=(1, 1, 2, 1), embed_dims=(8, 8, 128, 16), remat="dots", scan=True)
     graph, params, stats = arrays(model.backbone.layers[2])

@@ -26,9 +26,12 @@ from rmt_jax.training.describe import describe_formulations
 )
 def test_what_a_tpu_computes_with(name: str, size: int, expected: str) -> None:
     config = parse({"model": {"name": name, "dtype": "bfloat16"}, "data": {"image_size": size}})
-    assert describe_formulations(config, "tpu") == f"retention kernel, sums reduction, ffn kernel{expected}"
+    assert (
+        describe_formulations(config, "tpu")
+        == f"retention kernel, sums reduction, depthwise shifts, ffn kernel{expected}"
+    )
 
 
 def test_other_platforms_need_no_kernel() -> None:
     config = parse({"model": {"name": "rmt_nano"}, "data": {"image_size": 1024}})
-    assert describe_formulations(config, "cpu") == "retention at_once, sums by_halves, ffn layers"
+    assert describe_formulations(config, "cpu") == "retention at_once, sums by_halves, depthwise shifts, ffn layers"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rmt_jax.models.blocks import Remat
+from rmt_jax.models.block_loop import Remat
 from rmt_jax.models.rmt import Stage
 from tests.models.small import Tree, arrays, images, primitives, small
 
@@ -72,7 +72,7 @@ def test_one_checkpoint_a_block_where_asked_for(remat: Remat, scan: bool, count:
 
 
 @pytest.mark.parametrize("scan", [False, True])
-def test_blocks_run_with_what_the_gather_gives(scan: bool) -> None:
+def test_block_loop_run_with_what_the_gather_gives(scan: bool) -> None:
     x = jnp.ones((6, 4, 5, 8))
     graph, params, stats = arrays(stage("none", scan=scan, gather=double))
     plain, *_ = arrays(stage("none", scan=False))

@@ -1,0 +1,178 @@
+"""A block of RMT (paper, figure 3): position encoding, Manhattan self-attention, feed-forward network.
+
+Maps are [batch height width channels]; parameter paths keep the names of the authors' PyTorch code. The scopes name
+what a profile shows.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float
+
+from rmt_jax.models.layers import DepthwiseConv2d, DropPath, LayerNorm, Linear
+from rmt_jax.models.variants import RMTConfig
+from rmt_jax.ops import (
+    FFNWeights,
+    Heads,
+    attend,
+    ffn_fits,
+    formulations,
+    fused_ffn,
+    gelu,
+    log_decay_rates,
+    masa,
+    pairs_to_halves,
+)
+
+Map = Float[Array, "batch height width channels"]
+
+
+class PerDevice(Protocol):
+    """Makes a function of maps work on every device's own pictures: a kernel cannot be split by the compiler."""
+
+    def __call__(self, function: Callable[..., Map], *, weights: int = 0) -> Callable[..., Map]:
+        """The function of whole arrays, of which the last `weights` have no pictures."""
+
+
+class Retention(nnx.Module):
+    """Manhattan self-attention with local enhancement (LePE), paper section 3.2."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        decay_start: float | int,
+        decay_span: float | int,
+        decomposed: bool,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        self.q_proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
+        self.k_proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
+        self.v_proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
+        self.lepe = DepthwiseConv2d(dim, 5, dtype=dtype, rngs=rngs)
+        self.out_proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
+        log_rates = log_decay_rates(num_heads, decay_start, decay_span)
+        self.heads = Heads(tuple(log_rates.tolist()), decomposed)
+        self.per_device: PerDevice | None = None  # training sets it where pictures are split over devices
+
+    def __call__(self, x: Map) -> Map:
+        """[batch height width channels] -> the same shape."""
+        q, k = self._queries_and_keys(x)
+        v = self.v_proj(x)
+        retain: Callable[..., Map] = functools.partial(masa, heads=self.heads)
+        if self.per_device is not None:
+            retain = self.per_device(retain)
+        with jax.named_scope("masa"):
+            retained = retain(q, k, v)
+        with jax.named_scope("lepe"):
+            local = self.lepe(v)
+        return self.out_proj(retained + local)
+
+    def attention(self, x: Map, row: int, column: int) -> Float[Array, "batch heads height width"]:
+        """How much of every position's value goes into the output of one position: each head's map sums to 1.
+
+        Of decomposed retention, the product of its two steps. LePE is not in it.
+        """
+        q, k = self._queries_and_keys(x)
+        heads = len(self.heads.log_rates)
+
+        def output(values: Array) -> Array:
+            return attend(q, k, values, self.heads)[:, row, column, :: q.shape[-1] // heads].sum()
+
+        # The output is linear in the values, so its gradient is the weights, whatever computes it.
+        weights = jax.grad(output)(jnp.zeros_like(q)).reshape(*q.shape[:3], heads, -1)
+        return jnp.moveaxis(weights[..., 0], -1, 1)
+
+    def _queries_and_keys(self, x: Map) -> tuple[Map, Map]:
+        """As projected, in the order of channels that `rotate` works with."""
+        reorder = functools.partial(pairs_to_halves, num_heads=len(self.heads.log_rates))
+        q, k = (
+            projection.project(x, *(reorder(jnp.asarray(w[...])) for w in (projection.kernel, projection.bias)))
+            for projection in (self.q_proj, self.k_proj)
+        )
+        return q, k
+
+
+class FFN(nnx.Module):
+    """Feed-forward network with a depthwise convolution around its hidden layer's residual."""
+
+    def __init__(self, dim: int, hidden: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.fc1 = Linear(dim, hidden, dtype=dtype, rngs=rngs)
+        self.dwconv = DepthwiseConv2d(hidden, 3, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(hidden, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Map) -> Map:
+        """[batch height width channels] -> the same shape."""
+        h = gelu(self.fc1(x))
+        with jax.named_scope("dwconv"):
+            mixed = h + self.dwconv(h)
+        return self.fc2(mixed)
+
+
+class Block(nnx.Module):
+    """Conditional position encoding, retention and FFN, each a residual branch (paper, figure 3)."""
+
+    def __init__(self, config: RMTConfig, stage: int, drop_path: float, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        dim = config.embed_dims[stage]
+        self.pos = DepthwiseConv2d(dim, 3, dtype=dtype, rngs=rngs)
+        self.retention_layer_norm = LayerNorm(dim, dtype=dtype, rngs=rngs)
+        self.retention = Retention(
+            dim,
+            config.num_heads[stage],
+            decay_start=config.decay_start,
+            decay_span=config.decay_spans[stage],
+            decomposed=config.decomposed[stage],
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.final_layer_norm = LayerNorm(dim, dtype=dtype, rngs=rngs)
+        self.ffn = FFN(dim, int(dim * config.mlp_ratios[stage]), dtype=dtype, rngs=rngs)
+        scale = config.layer_scale[stage]
+        self.gamma_1 = None if scale is None else nnx.Param(jnp.full((dim,), scale, jnp.float32))
+        self.gamma_2 = None if scale is None else nnx.Param(jnp.full((dim,), scale, jnp.float32))
+        self.drop_path = DropPath(drop_path)
+        self.per_device: PerDevice | None = None  # training sets it where pictures are split over devices
+
+    def __call__(self, x: Map, key: Array | None = None, rate: Array | float | None = None) -> Map:
+        """[batch height width channels] -> the same shape; the key draws the drop path, `rate` replaces its rate."""
+        keys = (None, None) if key is None else jax.random.split(key)
+        with jax.named_scope("position"):
+            x = x + self.pos(x)
+        with jax.named_scope("retention"):
+            x = x + self.drop_path(_scale(self.gamma_1, self.retention(self.retention_layer_norm(x))), keys[0], rate)
+        with jax.named_scope("ffn"):
+            if self._has_kernel(x):
+                return self._fused_ffn(x, self.drop_path.factor(len(x), keys[1], rate))
+            return x + self.drop_path(_scale(self.gamma_2, self.ffn(self.final_layer_norm(x))), keys[1], rate)
+
+    def _has_kernel(self, x: Map) -> bool:
+        (_, height, width, _), fc1 = x.shape, self.ffn.fc1
+        channels, hidden = fc1.kernel.shape
+        return formulations.chosen_here("ffn") == "kernel" and ffn_fits(height, width, channels, hidden, fc1.dtype)
+
+    def _fused_ffn(self, x: Map, factor: Float[Array, " batch"]) -> Map:
+        """The same by a kernel, which is given the drop path's factor of each picture."""
+        norm, layers = self.final_layer_norm, (self.ffn.fc1, self.ffn.dwconv, self.ffn.fc2)
+        leaves = [
+            norm.scale,
+            norm.bias,
+            *(leaf for layer in layers for leaf in (layer.kernel, layer.bias)),
+            self.gamma_2,
+        ]
+        weights = FFNWeights._make(None if leaf is None else jnp.asarray(leaf[...]) for leaf in leaves)
+        fused: Callable[..., Map] = functools.partial(fused_ffn, epsilon=self.final_layer_norm.epsilon)
+        if self.per_device is not None:
+            fused = self.per_device(fused, weights=1)
+        return fused(x.astype(self.ffn.fc1.dtype), factor, weights)
+
+
+def _scale(gamma: nnx.Param | None, x: Array) -> Array:
+    return x if gamma is None else gamma[...].astype(x.dtype) * x
