@@ -1,6 +1,7 @@
 """Array functions, jax only. `reference` holds the readable specification of each op with a faster formulation."""
 
 from rmt_jax.ops.activation import gelu
+from rmt_jax.ops.canvas import Valid, clear, inside, strided
 from rmt_jax.ops.depthwise import depthwise_conv2d
 from rmt_jax.ops.erasing import random_erasing
 from rmt_jax.ops.feed_forward import FFNWeights, fused_ffn
@@ -16,6 +17,7 @@ from rmt_jax.ops.retention import (
     axis_decay,
     decomposed_retention,
     full_retention,
+    full_retention_by_rows,
     log_decay_rates,
     manhattan_decay,
     pairs_to_halves,
@@ -29,6 +31,7 @@ from rmt_jax.ops.token_labels import token_targets
 __all__ = [
     "FFNWeights",
     "Heads",
+    "Valid",
     "adaptive_mean_pool",
     "attend",
     "axis_decay",
@@ -36,14 +39,17 @@ __all__ = [
     "blend",
     "box_mask",
     "box_share",
+    "clear",
     "decomposed_retention",
     "depthwise_conv2d",
     "draw_box",
     "ffn_fits",
     "fits",
     "full_retention",
+    "full_retention_by_rows",
     "fused_ffn",
     "gelu",
+    "inside",
     "layer_norm",
     "linear",
     "log_decay_rates",
@@ -58,6 +64,7 @@ __all__ = [
     "rotary_angles",
     "rotary_phase",
     "rotate",
+    "strided",
     "swap_boxes",
     "token_targets",
 ]
