@@ -6,8 +6,10 @@
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Float, Int
+
+from rmt_jax.ops.roi_align import bin_weights, weighted
 
 
 def token_targets(
@@ -69,31 +71,8 @@ def roi_align(
     Source: torchvision `roi_align` with its defaults: the adaptive number of samples and `aligned=False`; corners at
     fraction * side - 0.5, as upstream calls it.
     """
-    rows, columns = x.shape[:2]
-    row_weights = axis_weights(start[0], stop[0], rows, size)
-    column_weights = axis_weights(start[1], stop[1], columns, size)
-    # The scores are logits: rounded to bfloat16, as a TPU multiplies by default, they would be off by 1 in 256.
-    precision = lax.Precision.HIGHEST
-    x = jnp.einsum("pr,rcd->pcd", row_weights, x, precision=precision)
-    return jnp.einsum("qc,pcd->pqd", column_weights, x, precision=precision)
-
-
-def axis_weights(start: Float[Array, ""], stop: Float[Array, ""], cells: int, size: int) -> Float[Array, "size cells"]:
-    """How much of each cell goes into each of `size` bins along one axis; a box is two such matrices.
-
-    Bilinear interpolation at equally spaced samples of a bin, ceil(bin length) of them, and their mean. Samples more
-    than one cell outside count as 0, those less far outside as the border.
-    """
-    first = start * cells - 0.5
-    length = jnp.maximum(stop * cells - 0.5 - first, 1.0)
-    bin_length = length / size
-    most = -(-cells // size)  # samples of a bin when the box is the whole map
-    count = jnp.minimum(jnp.ceil(bin_length), most)
-    sample = jnp.arange(most, dtype=jnp.float32)
-    bins = jnp.arange(size, dtype=jnp.float32)[:, None]
-    position = first + bins * bin_length + (sample + 0.5) * bin_length / count
-    counts = (sample < count) & (position >= -1) & (position <= cells)
-    position = position.clip(0, cells - 1)
-    distance = jnp.abs(position[..., None] - jnp.arange(cells, dtype=jnp.float32))
-    weights = jnp.where(counts[..., None], jnp.maximum(1 - distance, 0), 0)
-    return weights.sum(axis=1) / count
+    sides = jnp.asarray(x.shape[:2], jnp.float32)
+    first = start * sides - 0.5
+    lengths = jnp.maximum(stop * sides - 0.5 - first, 1.0)
+    rows, columns = (bin_weights(first[axis], lengths[axis], x.shape[axis], size) for axis in (0, 1))
+    return weighted(x, rows, columns)
