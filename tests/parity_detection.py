@@ -81,7 +81,7 @@ def retinanet_rows(fixture: str) -> Iterator[Row]:
 
 
 def rcnn_rows(fixture: str) -> Iterator[Row]:
-    """Pyramid, outputs of the RPN, and those of the heads for some regions; of a cascade also one stage after another."""
+    """Pyramid, outputs of the RPN and, for some regions, of the heads; of a cascade also one stage after another."""
     about, expected, model = meta(fixture), golden.expected(fixture), detector(fixture)
     graph, state = nnx.split(model)
 

@@ -118,8 +118,8 @@ class RoIHead(nnx.Module):
 
     def __init__(self, bbox_heads: list[BoxHead], mask_heads: list[MaskHead]):
         cascade = len(bbox_heads) > 1
-        self.bbox_head: BoxHead | nnx.List[BoxHead] = nnx.List(bbox_heads) if cascade else bbox_heads[0]
-        self.mask_head: MaskHead | nnx.List[MaskHead] = nnx.List(mask_heads) if cascade else mask_heads[0]
+        self.bbox_head: Any = nnx.List(bbox_heads) if cascade else bbox_heads[0]
+        self.mask_head: Any = nnx.List(mask_heads) if cascade else mask_heads[0]
 
 
 class MaskRCNN(Detector):

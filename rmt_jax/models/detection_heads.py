@@ -40,8 +40,8 @@ class DenseOutputs(NamedTuple):
         deltas: [batch anchors 4] of each level, (dx, dy, dw, dh) as encoded.
     """
 
-    logits: tuple[Float[Array, "batch anchors classes"], ...]
-    deltas: tuple[Float[Array, "batch anchors 4"], ...]
+    logits: tuple[Float[Array, "batch _ classes"], ...]
+    deltas: tuple[Float[Array, "batch _ 4"], ...]
 
 
 class RetinaHead(nnx.Module):
@@ -51,12 +51,12 @@ class RetinaHead(nnx.Module):
     """
 
     def __init__(self, num_classes: int, *, features: int = FPN_FEATURES, dtype: DTypeLike, rngs: nnx.Rngs):
-        def convs() -> nnx.List[ConvModule]:
+        def convs() -> list[ConvModule]:
             conv = functools.partial(ConvModule, features, features, 3, norm=False, kernel_init=SMALL)
-            return nnx.List([conv(dtype=dtype, rngs=rngs) for _ in range(NUM_CONVS)])
+            return [conv(dtype=dtype, rngs=rngs) for _ in range(NUM_CONVS)]
 
         self.features, self.dtype = features, dtype
-        self.cls_convs, self.reg_convs = convs(), convs()
+        self.cls_convs, self.reg_convs = nnx.List(convs()), nnx.List(convs())
         self.retina_reg = _conv(features, RETINA_ANCHORS * 4, 3, dtype=dtype, rngs=rngs)
         self.reset_classifier(num_classes, rngs=rngs)
 
