@@ -66,7 +66,7 @@ class RetinaHead(nnx.Module):
         channels = RETINA_ANCHORS * num_classes
         self.retina_cls = _conv(self.features, channels, 3, bias_init=bias, dtype=self.dtype, rngs=rngs)
 
-    def __call__(self, levels: Sequence[Map], valid: Valid | None = None) -> DenseOutputs:
+    def __call__(self, levels: Sequence[Output], valid: Valid | None = None) -> DenseOutputs:
         """Levels from fine to coarse, with pictures of `valid` sizes on the first -> outputs of all anchors."""
         sizes = [strided(valid, 2**level) for level in range(len(levels))]
 
@@ -93,7 +93,7 @@ class RPNHead(nnx.Module):
         self.rpn_cls = _conv(features, RPN_ANCHORS, 1, dtype=dtype, rngs=rngs)
         self.rpn_reg = _conv(features, RPN_ANCHORS * 4, 1, dtype=dtype, rngs=rngs)
 
-    def __call__(self, levels: Sequence[Map], valid: Valid | None = None) -> DenseOutputs:
+    def __call__(self, levels: Sequence[Output], valid: Valid | None = None) -> DenseOutputs:
         """Levels from fine to coarse, with pictures of `valid` sizes on the first -> outputs of all anchors."""
         logits, deltas = [], []
         for level, x in enumerate(levels):

@@ -38,6 +38,7 @@ Saved = tuple[Map, Map, Map, Valid | None]
 
 # Above so many logits of a picture, 128 MB of float32, full retention works on some rows of queries at a time.
 MOST_LOGITS = 2**25
+LOGITS_AT_A_TIME = 2**24
 
 
 def masa(q: Map, k: Map, v: Map, heads: Heads, valid: Valid | None = None) -> Map:
@@ -67,7 +68,8 @@ def attend(q: Map, k: Map, v: Map, heads: Heads, valid: Valid | None = None) -> 
     large = len(log_rates) * (height * width) ** 2 > MOST_LOGITS
     if heads.decomposed or large or valid is not None:
         decays = _axis_decay(width, log_rates, valid, 1), _axis_decay(height, log_rates, valid, 0)
-        along_axes = decomposed_retention if heads.decomposed else full_retention_by_rows
+        rows = max(1, LOGITS_AT_A_TIME // (len(log_rates) * height * width**2))
+        along_axes = decomposed_retention if heads.decomposed else functools.partial(full_retention_by_rows, rows=rows)
         y = jax.vmap(along_axes, in_axes=(0, 0, 0, None, None) if valid is None else 0)(q, k, v, *decays)
     else:
         y = jax.vmap(full_retention, in_axes=(0, 0, 0, None))(q, k, v, manhattan_decay(height, width, log_rates))

@@ -14,9 +14,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 Image = Float[Array, "height width heads dim"]
-
-# Logits of `full_retention_by_rows` that are worked on at a time: 64 MB of float32.
-BLOCK_LOGITS = 2**24
+Rows = Float[Array, "rows width heads dim"]
 
 
 class Heads(NamedTuple):
@@ -89,6 +87,8 @@ def full_retention_by_rows(
     v: Image,
     width_decay: Float[Array, "heads width width"],
     height_decay: Float[Array, "heads height height"],
+    *,
+    rows: int,
 ) -> Image:
     """`full_retention` with the logits of some rows of queries at a time, and again at a time in the backward pass.
 
@@ -101,14 +101,15 @@ def full_retention_by_rows(
         v: values.
         width_decay: along a row, as `axis_decay` gives it; -inf hides the keys of a column.
         height_decay: along a column; -inf hides the keys of a row.
+        rows: of queries at a time, at most; as many as make blocks of one size.
     """
-    height, width, heads, _ = q.shape
-    blocks = -(-height // max(1, BLOCK_LOGITS // (heads * height * width**2)))
+    height, _, heads, _ = q.shape
+    blocks = -(-height // rows)
     rows = -(-height // blocks)
     flat = functools.partial(jnp.reshape, shape=(-1, *q.shape[2:]))
     k, v = flat(k), flat(v)
 
-    def attend(block: tuple[Image, Float[Array, "rows heads height"]]) -> Image:
+    def attend(block: tuple[Rows, Float[Array, "rows heads height"]]) -> Rows:
         q, down = block
         decay = jnp.moveaxis(down, 1, 0)[:, :, None, :, None] + width_decay[:, None, :, None, :]
         return _heads(flat(q), k, v, decay.reshape(heads, -1, len(k))).reshape(q.shape)
