@@ -13,7 +13,7 @@ RATIOS = (0.5, 1.0, 2.0)  # height / width
 RPN_SCALES = (8.0,)
 RETINANET_SCALES = tuple(4 * 2 ** (octave / 3) for octave in range(3))
 
-Sizes = Sequence[tuple[int, int]]
+Sizes = Sequence[Sequence[int]]
 
 
 def anchor_boxes(
@@ -51,7 +51,7 @@ def _base(stride: int, scales: Sequence[float], ratios: Sequence[float]) -> np.n
     return np.stack([-x, -y, x, y], axis=1)
 
 
-def _shifted(base: np.ndarray, size: tuple[int, int], stride: int) -> np.ndarray:
+def _shifted(base: np.ndarray, size: Sequence[int], stride: int) -> np.ndarray:
     y, x = (np.arange(side, dtype=np.float32) * stride for side in size)
     grid = np.broadcast_arrays(x[None, :, None], y[:, None, None])
     return (np.concatenate([*grid, *grid], axis=-1)[:, :, None] + base).reshape(-1, 4)
@@ -72,7 +72,7 @@ def anchors_on_maps(
     """
     padded = jnp.asarray(padded_size, jnp.int32)
 
-    def one(size: tuple[int, int], stride: int) -> Bool[Array, " _"]:
+    def one(size: Sequence[int], stride: int) -> Bool[Array, " _"]:
         height, width = -(-padded // stride)
         inside = (jnp.arange(size[0]) < height)[:, None] & (jnp.arange(size[1]) < width)[None]
         return jnp.repeat(inside.ravel(), per_position)

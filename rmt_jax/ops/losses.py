@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int, Shaped
 
 from rmt_jax.ops.boxes import giou
 
@@ -28,8 +28,8 @@ def sigmoid_focal_loss(
     return -weight * jax.nn.sigmoid(-right) ** gamma * jax.nn.log_sigmoid(right)
 
 
-def sigmoid_cross_entropy(logits: Float[Array, "*axes"], targets: Num[Array, "*axes"]) -> Float[Array, "*axes"]:
-    """Of sigmoid(logits) with probabilities. Source: `torch.nn.functional.binary_cross_entropy_with_logits`."""
+def sigmoid_cross_entropy(logits: Float[Array, "*axes"], targets: Shaped[Array, "*axes"]) -> Float[Array, "*axes"]:
+    """Of sigmoid(logits) with the probabilities that it should be. Source: `torch.nn.functional.binary_cross_entropy_with_logits`."""
     logits, targets = logits.astype(jnp.float32), targets.astype(jnp.float32)
     return -(targets * jax.nn.log_sigmoid(logits) + (1 - targets) * jax.nn.log_sigmoid(-logits))
 
