@@ -29,7 +29,7 @@ def sigmoid_focal_loss(
 
 
 def sigmoid_cross_entropy(logits: Float[Array, "*axes"], targets: Shaped[Array, "*axes"]) -> Float[Array, "*axes"]:
-    """Of sigmoid(logits) with the probabilities that it should be. Source: `torch.nn.functional.binary_cross_entropy_with_logits`."""
+    """Of sigmoid(logits) with what it should be, in [0, 1]. Source: PyTorch's `binary_cross_entropy_with_logits`."""
     logits, targets = logits.astype(jnp.float32), targets.astype(jnp.float32)
     return -(targets * jax.nn.log_sigmoid(logits) + (1 - targets) * jax.nn.log_sigmoid(-logits))
 
@@ -37,7 +37,7 @@ def sigmoid_cross_entropy(logits: Float[Array, "*axes"], targets: Shaped[Array, 
 def softmax_cross_entropy(
     logits: Float[Array, "*boxes classes"], labels: Int[Array, "*boxes"]
 ) -> Float[Array, "*boxes"]:
-    """-log softmax(logits)[label]. Source: `torch.nn.functional.cross_entropy`."""
+    """-log softmax(logits)[label]. Source: PyTorch's `cross_entropy`."""
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     return -jnp.take_along_axis(log_probabilities, labels[..., None], axis=-1)[..., 0]
 

@@ -23,7 +23,7 @@ def naive(boxes: np.ndarray, valid: np.ndarray, threshold: float) -> np.ndarray:
     return keep
 
 
-run = jax.jit(greedy_nms)
+run = jax.jit(greedy_nms, static_argnums=2)
 
 
 @settings(max_examples=20, deadline=None)
