@@ -6,6 +6,7 @@ boxes, which classes) a row is the number of those that differ, and nothing may.
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,13 +55,15 @@ def proposal_rows() -> Iterator[Row]:
     logits = [_by_position(expected[f"in/cls_{level}"], 1)[..., 0] for level in range(5)]
     deltas = [_by_position(expected[f"in/reg_{level}"], 4) for level in range(5)]
     sizes = [expected[f"in/cls_{level}"].shape[2:] for level in range(5)]
-    anchors = ops.anchor_boxes(sizes, RPN_STRIDES, ops.RPN_SCALES)
-    valid = [all_of(level) for level in anchors]
     pictures = jnp.asarray([[128, 160], [101, 140]])
     for name in ("train_cfg_2000_1000", "test_cfg_1000_1000", "cascade_train_2000_2000", "small_100_50"):
         numbers = {"before_nms": about[name]["nms_pre"], "most": about[name]["max_per_img"]}
-        of_picture = functools.partial(ops.rpn_proposals, **numbers)
-        found = jax.jit(jax.vmap(of_picture, in_axes=(0, 0, None, None, 0)))(logits, deltas, anchors, valid, pictures)
+
+        def of_picture(logits: Any, deltas: Any, size: jax.Array, numbers: Any = numbers) -> ops.Proposals:
+            anchors = ops.anchor_boxes(sizes, RPN_STRIDES, ops.RPN_SCALES)
+            return ops.rpn_proposals(logits, deltas, anchors, list(map(all_of, anchors)), size, **numbers)
+
+        found = jax.jit(jax.vmap(of_picture))(logits, deltas, pictures)
         rows = np.concatenate([found.boxes, found.scores[..., None]], axis=-1)
         errors = [_row_error(rows[i][found.valid[i]], expected[f"{name}_img{i}"]) for i in range(2)]
         yield Row("fn_rpn_proposals", f"{name}: boxes and scores", max(errors), OUTPUT_TOLERANCE)
@@ -71,15 +74,16 @@ def retinanet_rows() -> Iterator[Row]:
     about, expected = meta("fn_retina_get_bboxes"), golden.expected("fn_retina_get_bboxes")
     logits = [_by_position(expected[f"in/cls_{level}"], 80) for level in range(5)]
     deltas = [_by_position(expected[f"in/reg_{level}"], 4) for level in range(5)]
-    anchors = ops.anchor_boxes(about["feature_sizes"], RETINANET_STRIDES, ops.RETINANET_SCALES)
-    valid = [all_of(level) for level in anchors]
     sizes = jnp.asarray([shape[:2] for shape in about["img_shapes"]])
     scales = jnp.asarray([[y, x] for x, y, *_ in about["scale_factors"]], jnp.float32)
     for name, before_nms in (("cfg", 1000), ("nms_pre50", 50)):
-        of_picture = functools.partial(ops.retinanet_detections, before_nms=before_nms)
-        found = jax.jit(jax.vmap(of_picture, in_axes=(0, 0, None, None, 0, 0)))(
-            logits, deltas, anchors, valid, sizes, scales
-        )
+
+        def of_picture(logits: Any, deltas: Any, *sizes: jax.Array, before_nms: int = before_nms) -> ops.Detections:
+            anchors = ops.anchor_boxes(about["feature_sizes"], RETINANET_STRIDES, ops.RETINANET_SCALES)
+            valid = list(map(all_of, anchors))
+            return ops.retinanet_detections(logits, deltas, anchors, valid, *sizes, before_nms=before_nms)
+
+        found = jax.jit(jax.vmap(of_picture))(logits, deltas, sizes, scales)
         for index in range(2):
             one = jax.tree.map(lambda array, index=index: array[index], found)
             boxes, labels = (expected[f"{name}_img{index}_{part}"] for part in ("dets", "labels"))
@@ -92,7 +96,12 @@ def rcnn_rows() -> Iterator[Row]:
     horizontal, vertical = expected["in/scale_factor"][:2]
     rois, logits, deltas = (jnp.asarray(expected[f"in/{name}"]) for name in ("rois", "cls_score", "bbox_pred"))
     found = jax.jit(functools.partial(ops.rcnn_detections, stds=RCNN_STDS))(
-        rois[:, 1:], all_of(rois), logits, deltas.reshape(-1, 80, 4), (128, 160), jnp.asarray([vertical, horizontal])
+        rois[:, 1:],
+        all_of(rois),
+        logits,
+        deltas.reshape(-1, 80, 4),
+        jnp.asarray([128, 160]),
+        jnp.asarray([vertical, horizontal]),
     )
     yield from _detection_rows("fn_rcnn_get_bboxes", "detections", found, expected["dets"], expected["labels"])
 

@@ -49,6 +49,11 @@ def all_of(boxes: Any) -> jax.Array:
     return jnp.ones(len(boxes), bool)
 
 
+def all_anchors(sizes: Any, strides: tuple[int, ...], scales: tuple[float, ...]) -> jax.Array:
+    """Anchors of all levels, one after the other."""
+    return jax.jit(lambda: jnp.concatenate(ops.anchor_boxes(sizes, strides, scales)))()
+
+
 def anchor_rows() -> Iterator[Row]:
     """Anchors to the bit, and which of them belong to a picture on a larger canvas, or are inside it."""
     about, expected = meta("fn_anchors"), golden.expected("fn_anchors")
@@ -57,11 +62,15 @@ def anchor_rows() -> Iterator[Row]:
         ("retina", RETINANET_STRIDES, ops.RETINANET_SCALES),
     ):
         sizes = about[f"{name}_feature_sizes"]
-        grid = jnp.concatenate(ops.anchor_boxes(sizes, strides, scales))
-        on_maps = jnp.concatenate(ops.anchors_on_maps(sizes, strides, 3 * len(scales), jnp.asarray([96, 128])))
-        inside = on_maps & ops.anchors_inside(grid, (90, 120))
+        grid = all_anchors(sizes, strides, scales)
+
+        def on_maps(size: jax.Array, sizes: Any = sizes, strides: Any = strides, scales: Any = scales) -> jax.Array:
+            return jnp.concatenate(ops.anchors_on_maps(sizes, strides, 3 * len(scales), size))
+
+        valid = jax.jit(on_maps)(jnp.asarray([96, 128]))
+        inside = valid & jax.jit(ops.anchors_inside)(grid, jnp.asarray([90, 120]))
         yield Row("fn_anchors", f"{name}: coordinates", differing(grid, expected[f"{name}_grid_all_levels_concat"]), 0)
-        wrong = differing(on_maps, expected[f"{name}_valid_flags_pad96x128"])
+        wrong = differing(valid, expected[f"{name}_valid_flags_pad96x128"])
         wrong += differing(inside, expected[f"{name}_inside_flags_img90x120_border0"])
         yield Row("fn_anchors", f"{name}: valid, inside", wrong, 0)
 
@@ -117,7 +126,7 @@ def tie_rows(**compiler_options: Any) -> Iterator[Row]:
     """The anchors of which many overlap an object best, equally but for roundings."""
     expected = golden.expected("fn_assigner_ties")
     sizes = meta("fn_anchors")["rpn_feature_sizes"]
-    anchors = jnp.concatenate(ops.anchor_boxes(sizes, RPN_STRIDES, ops.RPN_SCALES))
+    anchors = all_anchors(sizes, RPN_STRIDES, ops.RPN_SCALES)
     gts = jnp.asarray(expected["in/gts"])
     arguments = anchors, all_of(anchors), gts, all_of(gts)
     assign = jax.jit(functools.partial(ops.assign, rule=MATCH_RULES["rpn"]))
@@ -136,9 +145,10 @@ def sampler_rows() -> Iterator[Row]:
     """Two deterministic choices, with objects among the boxes or not, with boxes to spare or not."""
     expected = golden.expected("fn_sampler")
     boxes, gts, labels = (expected[f"in/{name}"] for name in ("boxes", "gts", "gt_labels"))
+    assign = jax.jit(ops.assign, static_argnums=4)
     sample = jax.jit(ops.sample, static_argnums=(2, 3, 4))
     for head, rule, share, prepend in (("rpn", "rpn", 0.5, False), ("rcnn", "rcnn_mask", 0.25, True)):
-        found = ops.assign(jnp.asarray(boxes), all_of(boxes), jnp.asarray(gts), all_of(gts), MATCH_RULES[rule])
+        found = assign(jnp.asarray(boxes), all_of(boxes), jnp.asarray(gts), all_of(gts), MATCH_RULES[rule])
         if prepend:
             _, found = ops.prepend_ground_truths(jnp.asarray(boxes), found, jnp.asarray(gts), all_of(gts))
         for choice, slots in (
@@ -195,7 +205,7 @@ def loss_rows() -> Iterator[Row]:
 def retinanet_target_rows() -> Iterator[Row]:
     """Labels and offsets of all anchors of two pictures, the second smaller than the canvas."""
     expected, sizes = golden.expected("loss_retinanet_t"), meta("fn_anchors")["retina_feature_sizes"]
-    anchors = jnp.concatenate(ops.anchor_boxes(sizes, RETINANET_STRIDES, ops.RETINANET_SCALES))
+    anchors = all_anchors(sizes, RETINANET_STRIDES, ops.RETINANET_SCALES)
 
     @jax.jit
     def of_picture(gts: jax.Array, valid: jax.Array, padded_size: jax.Array) -> tuple[ops.Assignment, jax.Array]:
@@ -220,7 +230,7 @@ def retinanet_target_rows() -> Iterator[Row]:
 def rpn_target_rows() -> Iterator[Row]:
     """Which anchors of two pictures an RPN samples, and as what."""
     expected, sizes = golden.expected("loss_maskrcnn_s"), meta("fn_anchors")["rpn_feature_sizes"]
-    anchors = jnp.concatenate(ops.anchor_boxes(sizes, RPN_STRIDES, ops.RPN_SCALES))
+    anchors = all_anchors(sizes, RPN_STRIDES, ops.RPN_SCALES)
 
     @jax.jit
     def of_picture(gts: jax.Array, valid: jax.Array, padded_size: jax.Array) -> ops.Samples:

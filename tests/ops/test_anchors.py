@@ -23,9 +23,10 @@ def test_order_is_row_column_ratio_scale() -> None:
 
 @pytest.mark.parametrize("padded", [(96, 128), (64, 160), (32, 32)])
 def test_those_of_a_picture_on_a_larger_canvas_are_its_own(padded: tuple[int, int]) -> None:
-    on_canvas = anchor_boxes(sizes(128, 160), STRIDES, RPN_SCALES)
+    on_canvas, own = (
+        jax.jit(lambda size=size: anchor_boxes(sizes(*size), STRIDES, RPN_SCALES))() for size in ((128, 160), padded)
+    )
     valid = jax.jit(lambda size: anchors_on_maps(sizes(128, 160), STRIDES, 3, size))(jnp.asarray(padded))
-    own = anchor_boxes(sizes(*padded), STRIDES, RPN_SCALES)
     for level, which, expected in zip(on_canvas, valid, own, strict=True):
         np.testing.assert_array_equal(level[which], expected)
 

@@ -62,7 +62,7 @@ def test_padding_of_boxes_and_objects_has_no_effect(rule: str) -> None:
 def test_without_objects_every_box_is_background() -> None:
     boxes, valid = jnp.asarray(random_boxes(9, seed=1)), jnp.arange(9) < 7
     for rule in RULES.values():
-        found = assign(boxes, valid, jnp.zeros((3, 4)), jnp.zeros(3, bool), rule)
+        found = jax.jit(assign, static_argnums=4)(boxes, valid, jnp.zeros((3, 4)), jnp.zeros(3, bool), rule)
         assert not found.positive.any()
         np.testing.assert_array_equal(found.negative, valid)
         assert not found.iou.any()
