@@ -49,9 +49,10 @@ def overlap(
     a: Float[Array, "*#boxes 4"], b: Float[Array, "*#boxes 4"]
 ) -> tuple[Float[Array, "*boxes"], Float[Array, "*boxes"]]:
     """(area of the intersection, area of the union) of boxes that broadcast against each other."""
-    sides = jnp.minimum(a[..., 2:], b[..., 2:]) - jnp.maximum(a[..., :2], b[..., :2])
+    width = jnp.minimum(a[..., 2], b[..., 2]) - jnp.maximum(a[..., 0], b[..., 0])
+    height = jnp.minimum(a[..., 3], b[..., 3]) - jnp.maximum(a[..., 1], b[..., 1])
     # At exactly 0 the gradient is that of the product, as PyTorch's clamp has it.
-    intersection = jnp.where((sides >= 0).all(axis=-1), sides[..., 0] * sides[..., 1], 0)
+    intersection = jnp.where((width >= 0) & (height >= 0), width * height, 0)
     return intersection, box_area(a) + box_area(b) - intersection
 
 
@@ -62,7 +63,7 @@ def clip_boxes(boxes: Float[Array, "*boxes 4"], size: Size) -> Float[Array, "*bo
 
 
 def encode_boxes(
-    boxes: Float[Array, "*boxes 4"], targets: Float[Array, "*boxes 4"], stds: Stds = (1, 1, 1, 1)
+    boxes: Float[Array, "*boxes 4"], targets: Float[Array, "*boxes 4"], stds: Stds = (1.0, 1.0, 1.0, 1.0)
 ) -> Float[Array, "*boxes 4"]:
     """Offsets (dx, dy, dw, dh) from boxes to targets: of the centre in sides, of the sides as logarithms; over `stds`.
 
@@ -78,7 +79,7 @@ def encode_boxes(
 def decode_boxes(
     boxes: Float[Array, "*#boxes 4"],
     deltas: Float[Array, "*boxes 4"],
-    stds: Stds = (1, 1, 1, 1),
+    stds: Stds = (1.0, 1.0, 1.0, 1.0),
     size: Size | None = None,
 ) -> Float[Array, "*boxes 4"]:
     """The boxes that offsets lead to, the inverse of `encode_boxes`. Source: mmdet `DeltaXYWHBBoxCoder`.

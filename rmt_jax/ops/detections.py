@@ -115,7 +115,7 @@ def retinanet_detections(
 def rcnn_detections(
     rois: Float[Array, "n 4"],
     valid: Bool[Array, " n"],
-    logits: Float[Array, "n classes+1"],
+    logits: Float[Array, "n _"],
     deltas: Float[Array, "n classes 4"],
     size: Size,
     scale: Scale,

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int, Shaped
 
 from rmt_jax.ops.boxes import giou
 
@@ -28,8 +28,8 @@ def sigmoid_focal_loss(
     return -weight * jax.nn.sigmoid(-right) ** gamma * jax.nn.log_sigmoid(right)
 
 
-def sigmoid_cross_entropy(logits: Float[Array, "*axes"], targets: Num[Array, "*axes"]) -> Float[Array, "*axes"]:
-    """Of sigmoid(logits) with probabilities. Source: `torch.nn.functional.binary_cross_entropy_with_logits`."""
+def sigmoid_cross_entropy(logits: Float[Array, "*axes"], targets: Shaped[Array, "*axes"]) -> Float[Array, "*axes"]:
+    """Of sigmoid(logits) with what it should be, in [0, 1]. Source: PyTorch's `binary_cross_entropy_with_logits`."""
     logits, targets = logits.astype(jnp.float32), targets.astype(jnp.float32)
     return -(targets * jax.nn.log_sigmoid(logits) + (1 - targets) * jax.nn.log_sigmoid(-logits))
 
@@ -37,7 +37,7 @@ def sigmoid_cross_entropy(logits: Float[Array, "*axes"], targets: Num[Array, "*a
 def softmax_cross_entropy(
     logits: Float[Array, "*boxes classes"], labels: Int[Array, "*boxes"]
 ) -> Float[Array, "*boxes"]:
-    """-log softmax(logits)[label]. Source: `torch.nn.functional.cross_entropy`."""
+    """-log softmax(logits)[label]. Source: PyTorch's `cross_entropy`."""
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     return -jnp.take_along_axis(log_probabilities, labels[..., None], axis=-1)[..., 0]
 
