@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmt_jax import ops
-from rmt_jax.tasks.mask_paste import paste_mask
+from rmt_jax.tasks import paste_mask
 from tests import parity_targets
 from tests.golden import golden
 from tests.parity import OUTPUT_TOLERANCE, Row, print_table, relative_error

@@ -39,6 +39,8 @@ def rpn_proposals(
 ) -> Proposals:
     """The best anchors of each level, moved and clipped to the picture, without those that overlap a better one.
 
+    Nothing is learned through them: no gradient reaches the head.
+
     Args:
         logits: that an anchor holds an object.
         deltas: from the anchors to the objects.
@@ -51,6 +53,7 @@ def rpn_proposals(
 
     Source: mmdet `RPNHead.get_bboxes`.
     """
+    logits, deltas = lax.stop_gradient((logits, deltas))
     slots = min(before_nms, max(map(len, logits)))
 
     def best_of_level(logits: Array, deltas: Array, anchors: Array, valid: Array) -> tuple[Array, Array]:

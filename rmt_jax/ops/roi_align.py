@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-FINEST = 56  # sqrt(area) in pixels of the boxes in the middle of the finest level; those below 112 are taken from there
+FINEST = 56  # pixels: level floor(log2(sqrt(area) / FINEST)), so that boxes below 112 are taken from the finest map
 
 
 def roi_align(

@@ -4,6 +4,7 @@ from rmt_jax.tasks.base import Metric, Task
 from rmt_jax.tasks.classification import Classification, normalize
 from rmt_jax.tasks.distillation import DistillConfig, Teacher
 from rmt_jax.tasks.iou import MeanIoU
+from rmt_jax.tasks.mask_paste import paste_mask
 from rmt_jax.tasks.mixing import MixConfig
 from rmt_jax.tasks.segmentation import Segmentation, SegmentationConfig
 
@@ -18,4 +19,5 @@ __all__ = [
     "Task",
     "Teacher",
     "normalize",
+    "paste_mask",
 ]

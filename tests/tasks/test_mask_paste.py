@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rmt_jax.tasks.mask_paste import paste_mask
+from rmt_jax.tasks import paste_mask
 
 MASK = np.random.default_rng(0).random((28, 28)).astype(np.float32)
 SIZE = (50, 70)
