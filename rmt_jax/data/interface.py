@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import io
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -61,6 +61,7 @@ class DetectionExample:
     id: str
 
 
+@runtime_checkable
 class Record(Protocol):
     """What every record has."""
 

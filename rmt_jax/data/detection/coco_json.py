@@ -114,9 +114,13 @@ class _Reader:
         if not outline:
             return []
         if isinstance(outline, list):
-            for polygon in outline:
-                if not _are_numbers(polygon) or len(polygon) < 4 or len(polygon) % 2:
-                    self._refuse(number, f"polygon {str(polygon)[:80]}: expected x, y, x, y, ... as finite numbers")
+            for position, polygon in enumerate(outline):
+                # pycocotools takes the others as the first, which it would take for a box if it had two points.
+                least = 4 if position else 6
+                if not _are_numbers(polygon) or len(polygon) < least or len(polygon) % 2:
+                    self._refuse(
+                        number, f"polygon {str(polygon)[:80]}: expected x, y, x, y, ... of three or more finite points"
+                    )
             return [np.array(polygon, np.float64) for polygon in outline]
         counts = outline.get("counts") if isinstance(outline, dict) else None
         if not isinstance(counts, list | str) or list(outline.get("size", ())) != list(size):
@@ -164,7 +168,7 @@ def _firsts(parts: Iterable[Sequence[Any] | np.ndarray]) -> np.ndarray:
     return np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64)
 
 
-def _entries(content: dict[str, list[Any]], section: str, where: str) -> Iterable[dict[str, Any]]:
+def _entries(content: dict[str, Any], section: str, where: str) -> Iterable[dict[str, Any]]:
     for position, entry in enumerate(content[section]):
         if not isinstance(entry, dict):
             raise AnnotationError(f"{where}: {section}[{position}] is {str(entry)[:80]!r}: expected an object")

@@ -20,7 +20,7 @@ PICTURES = {"train": 1500, "test": 200}
 SIDES = (112, 160)  # smallest and largest of a picture, in pixels
 
 _NAME, _VERSION = "digits_detection", "1.0.0"
-_DESCRIPTION = """Pictures with one to six of scikit-learn's handwritten digits, in ink on a photograph or on a note
+_DESCRIPTION = """Pictures with one to five of scikit-learn's handwritten digits, in ink on a photograph or on a note
 that lies on it. A box is around a digit's ink, and its mask is that ink. The photographs are scikit-learn's china.jpg
 and flower.jpg: train is cut from their left three quarters and test from the rest, and the digits of the two are those
 of the two splits of rmt_jax's digits."""
@@ -29,8 +29,8 @@ of the two splits of rmt_jax's digits."""
 _COLUMNS = {"train": (0.0, 0.75), "test": (0.75, 1.0)}
 _SHRUNK = (0.75, 1.0)
 
-_DIGITS = (1, 6)
-_HEIGHTS = (20, 80)
+_DIGITS = (1, 5)
+_HEIGHTS = (26, 84)
 
 
 def open_digits(data_dir: str | None, split: str) -> CocoJsonSource:

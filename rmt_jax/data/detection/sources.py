@@ -2,12 +2,23 @@
 
 import os
 
-from rmt_jax.data.config import DETECTION_NAMES, IMAGE_NAMES, SEGMENTATION_NAMES, DataConfig
+from rmt_jax.data.config import DETECTION_NAMES, IMAGE_NAMES, OWN_NAMES, SEGMENTATION_NAMES, DataConfig
 from rmt_jax.data.detection.digits import open_digits
 from rmt_jax.data.detection.json_source import open_coco_json
 from rmt_jax.data.detection.source import DetectionSource
-from rmt_jax.data.detection.tfds_source import DetectionTfdsSource
-from rmt_jax.data.tfds_source import find_builder
+from rmt_jax.data.detection.tfds_source import DetectionTfdsSource, has_boxes
+from rmt_jax.data.tfds_source import features_of, find_builder
+
+
+def is_detection(config: DataConfig) -> bool:
+    """Whether the data set that `config` names has boxes, and no label for every pixel.
+
+    Raises:
+        ValueError, FileNotFoundError: there is no such data set.
+    """
+    if config.name in OWN_NAMES:
+        return config.name in DETECTION_NAMES
+    return has_boxes(features_of(find_builder(config.name, config.dir and os.path.expanduser(config.dir))))
 
 
 def open_detection_source(config: DataConfig, split: str) -> DetectionSource:

@@ -3,7 +3,7 @@
 import io
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,13 +80,13 @@ def has_boxes(features: Mapping[str, Any]) -> bool:
     )
 
 
-def _objects(objects: Mapping[str, np.ndarray], size: tuple[int, int]) -> Iterator[dict[str, Any]]:
+def _objects(objects: Mapping[str, Sequence[Any] | np.ndarray], size: tuple[int, int]) -> Iterator[dict[str, Any]]:
     """Entries of COCO's json, but for numbers and with "label".
 
     TFDS divides boxes by the size of the picture, in float32. COCO's coordinates have two decimals, so that rounding
     gives them back. Areas are whole there, without their decimals; where there are none, they are the boxes'.
     """
-    corners = objects["bbox"].astype(np.float64).reshape(-1, 4) * np.tile(size, 2)
+    corners = np.asarray(objects["bbox"], np.float64).reshape(-1, 4) * np.tile(size, 2)
     for row, (top, left, bottom, right) in enumerate(np.round(corners, 2).tolist()):
         width, height = round(right - left, 2), round(bottom - top, 2)
         yield {
