@@ -171,7 +171,7 @@ class AveragePrecision:
         if isinstance(masks, np.ndarray):
             if masks.shape != (number, *size):
                 raise ValueError(f"masks {masks.shape}: expected {(number, *size)}, for each object one of its picture")
-            masks = run_lengths.encode(np.asfortranarray(masks.astype(np.uint8).transpose(1, 2, 0)))
+            masks = run_lengths.encode(np.asfortranarray(np.asarray(masks, bool).view(np.uint8).transpose(1, 2, 0)))
         if len(masks) != number or any(tuple(mask["size"]) != size for mask in masks):
             raise ValueError(f"{len(masks)} masks of {number} objects: expected one of {size} each")
         counts = (mask["counts"] for mask in masks)

@@ -1,5 +1,6 @@
 """A folder of pictures and a json of COCO's instances: COCO itself, and any data set in its form."""
 
+import itertools
 import os
 from collections import defaultdict
 
@@ -29,9 +30,7 @@ class CocoJsonSource(DetectionSource):
     """
 
     def __init__(self, json: str, images: str, name: str) -> None:
-        state = os.stat(json)
-        key = [os.path.basename(json), state.st_size, state.st_mtime_ns]
-        annotations = stored_annotations(key, lambda: read_coco(json), f"{json}.arrays")
+        annotations = _annotations(json)
         _check_pictures(annotations, json, images)
         super().__init__(name, annotations)
         self._images = images
@@ -48,7 +47,7 @@ def open_coco_json(config: DataConfig, split: str) -> CocoJsonSource:
     Raises:
         FileNotFoundError: the json is not there; see `CocoJsonSource`.
         ValueError: data.dir is not set.
-        AnnotationError: see `read_coco`.
+        AnnotationError: see `read_coco`; the other split of a training run has other classes.
     """
     if config.dir is None:
         raise ValueError(
@@ -67,7 +66,32 @@ def open_coco_json(config: DataConfig, split: str) -> CocoJsonSource:
             "set with data.detection.annotations and data.detection.images, in which {split} is data.train_split or "
             "data.eval_split"
         )
-    return CocoJsonSource(json, images, f"{os.path.basename(os.path.normpath(root))}/{split}")
+    source = CocoJsonSource(json, images, f"{os.path.basename(os.path.normpath(root))}/{split}")
+    if split == config.train_split:
+        _check_same_classes(
+            source, json, os.path.join(root, config.detection.annotations.format(split=config.eval_split))
+        )
+    return source
+
+
+def _annotations(json: str) -> Annotations:
+    state = os.stat(json)
+    key = [os.path.basename(json), state.st_size, state.st_mtime_ns]
+    return stored_annotations(key, lambda: read_coco(json), f"{json}.arrays")
+
+
+def _check_same_classes(source: CocoJsonSource, json: str, other: str) -> None:
+    """Labels are numbered by the categories' ids: a category more or in another place would shift them in silence."""
+    if not os.path.isfile(other):
+        return
+    pairs = itertools.zip_longest(source.class_names, _annotations(other).class_names)
+    for label, (ours, theirs) in enumerate(pairs):
+        if ours != theirs:
+            first, second = ("nothing" if name is None else repr(name) for name in (ours, theirs))
+            raise AnnotationError(
+                f"{json} and {other} must have the same categories in the same order of their ids, but label {label} "
+                f"is {first} in the one and {second} in the other"
+            )
 
 
 def _check_pictures(annotations: Annotations, json: str, images: str) -> None:

@@ -66,6 +66,21 @@ def test_a_changed_json_is_read_again(tmp_path: pathlib.Path, caplog: pytest.Log
     assert "annotations: 1 without area, 1 of pictures that are not in the data set" in caplog.text
 
 
+def test_both_splits_must_have_the_same_classes(tmp_path: pathlib.Path) -> None:
+    standin.write(tmp_path, COUNT)
+    content = standin.content(2)
+    standin.write(tmp_path, 2, split="validation", what=content)
+    open_detection_source(standin.config(tmp_path), "train")
+    for categories, message in (
+        ([*content["categories"], {"id": 100, "name": "cat"}], "label 3 is nothing in the one and 'cat' in the other"),
+        ([{**entry, "id": 97 - entry["id"]} for entry in content["categories"]], "label 0 is 'ball' .* and 'tree' in"),
+    ):
+        standin.write(tmp_path, 2, split="validation", what={**content, "annotations": [], "categories": categories})
+        with pytest.raises(AnnotationError, match=message):
+            open_detection_source(standin.config(tmp_path), "train")
+        assert len(open_detection_source(standin.config(tmp_path), "validation")) == 2
+
+
 def test_what_is_not_there(tmp_path: pathlib.Path) -> None:
     standin.write(tmp_path, COUNT)
     config = standin.config(tmp_path)
