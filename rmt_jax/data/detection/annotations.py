@@ -16,7 +16,7 @@ class AnnotationError(ValueError):
     """Annotations that do not say what their pictures show; the message names them. One is enough to stop a run."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Annotations:
     """The annotations of a split as they are written, in the order of the file; of a picture they are consecutive.
 
@@ -75,10 +75,14 @@ class Annotations:
         """Why which objects count for nothing, bool [objects] for each reason."""
         return _left_out(self.boxes, self.areas, self.ignored, self.sizes[self.pictures])
 
+    @property
+    def single(self) -> np.ndarray:
+        """Which objects are trained on, bool [objects]: all that count, without crowds."""
+        return ~self.crowd & ~np.any([*self.left_out().values()], axis=0)
+
     def box_counts(self) -> np.ndarray:
-        """How many boxes of each picture are trained on, int64 [pictures]: all that count, without crowds."""
-        trained = ~self.crowd & ~np.any([*self.left_out().values()], axis=0)
-        return np.bincount(self.pictures[trained], minlength=len(self))
+        """How many boxes of each picture are trained on, int64 [pictures]."""
+        return np.bincount(self.pictures[self.single], minlength=len(self))
 
     def objects(self, picture: int) -> Objects:
         """What counts in a picture. Source: mmdet `CocoDataset._parse_ann_info`."""
@@ -169,23 +173,12 @@ def check_trainable(annotations: Annotations, pictures: np.ndarray, name: str, *
             f"{max_boxes} boxes, the most, {int(counts.max())}, has {worst}: set data.detection.max_boxes="
             f"{int(counts.max())}"
         )
-    if masks:
-        check_outlines(annotations, name)
-
-
-def check_outlines(annotations: Annotations, name: str) -> None:
-    """Masks are wanted of every object that counts.
-
-    Raises:
-        AnnotationError: one has none.
-    """
-    counting = ~np.any([*annotations.left_out().values()], axis=0)
-    missing = np.flatnonzero(counting & ~annotations.has_outlines)
-    if len(missing):
+    missing = np.flatnonzero(annotations.single & ~annotations.has_outlines)
+    if masks and len(missing):
         first = _file_name(annotations, int(annotations.pictures[missing[0]]))
         raise AnnotationError(
-            f"{len(missing):,} of the {int(counting.sum()):,} objects of {name} have no mask (`segmentation`), the "
-            f"first is in {first}: train on boxes alone, with data.detection.masks=False, or add the masks"
+            f"{len(missing):,} of the {int(annotations.single.sum()):,} objects of {name} have no mask "
+            f"(`segmentation`), the first is in {first}: train on boxes alone, with data.detection.masks=False, or add the masks"
         )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from pycocotools import mask as run_lengths
 
 from rmt_jax.data.detection.annotations import AnnotationError, Annotations
+from rmt_jax.data.detection.masks import decompress
 
 _SECTIONS = ("images", "annotations", "categories")
 
@@ -130,9 +131,16 @@ class _Reader:
                 "the height and width of its picture",
             )
         if isinstance(counts, str):
-            return counts.encode()
-        if any(not isinstance(count, int) or count < 0 for count in counts) or sum(counts) != math.prod(size):
+            try:
+                runs = decompress(counts.encode()).tolist()
+            except ValueError as error:
+                self._refuse(number, f"run lengths {counts[:80]!r}: {error}")
+        else:
+            runs = counts
+        if any(not isinstance(count, int) or count < 0 for count in runs) or sum(runs) != math.prod(size):
             self._refuse(number, f"run lengths that do not add up to the {math.prod(size)} pixels of its picture")
+        if isinstance(counts, str):
+            return counts.encode()
         return run_lengths.frPyObjects({"size": list(size), "counts": counts}, *size)["counts"]
 
     def _refuse(self, number: int, problem: str) -> NoReturn:

@@ -20,7 +20,7 @@ _ALIGNMENT = 64
 _ARRAYS = tuple(field.name for field in dataclasses.fields(Annotations) if field.type is np.ndarray)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _MappedAnnotations(Annotations):
     """Annotations that go to other processes by the name of their file.
 
@@ -42,7 +42,7 @@ def stored_annotations(key: list[Any], build: Callable[[], Annotations], file: s
     key: what they were made from; with another they are built again.
     """
     text = json.dumps([_FORMAT, *key])
-    places = [pathlib.Path(file), _user_cache(file)]
+    places = [_user_cache(file)] if "://" in file else [pathlib.Path(file), _user_cache(file)]
     for place in places:
         found = _load(place, text)
         if found is not None:

@@ -87,7 +87,7 @@ def _count(source: DetectionSource, config: DetectionDataConfig, problems: list[
     annotations, classes = source.annotations, source.num_classes
     reasons = annotations.left_out()
     counting = ~np.any([*reasons.values()], axis=0)
-    single = counting & ~annotations.crowd
+    single = annotations.single
     areas = annotations.areas[single]
     shown = np.unique(np.stack([annotations.pictures[single], annotations.labels[single]]), axis=1)[1]
     shapes = collections.Counter(

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pycocotools import mask as run_lengths
 
 from rmt_jax.data.detection import AnnotationError
 from rmt_jax.data.detection.annotations import check_trainable, training_pictures
 from rmt_jax.data.detection.coco_json import parse_coco, read_coco
-from rmt_jax.data.detection.masks import bitmap
+from rmt_jax.data.detection.masks import bitmap, decompress
 from rmt_jax.data.detection.stored import stored_annotations
 from tests.data.detection import standin
 
@@ -106,6 +107,19 @@ def test_uncompressed_run_lengths() -> None:
     assert np.flatnonzero(mask.T.ravel()).tolist() == [0, 1, 2397, 2398, 2399]
 
 
+@pytest.mark.parametrize("share", [0.5, 0.02, 0.999])
+def test_compressed_run_lengths(share: float) -> None:
+    rng = np.random.default_rng(0)
+    for size in ((7, 9), (300, 400), (1, 1)):
+        mask = rng.random(size) < share
+        runs = decompress(run_lengths.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"])
+        pixels = np.repeat(np.arange(len(runs)) % 2, runs)
+        np.testing.assert_array_equal(pixels.reshape(size[::-1]).T, mask)
+    for data in (b"", b"a!", b"5o", b"\xff"):
+        with pytest.raises(ValueError, match="compressed form"):
+            decompress(data)
+
+
 def test_pictures_to_train_on() -> None:
     content = standin.content(COUNT)
     content["images"][6]["height"] = 31  # its one object is a polygon
@@ -177,6 +191,11 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         change("annotations", 0, segmentation={"size": [48, 96], "counts": [5, 6]}),
         "add up to the 4608 pix",
     ),
+    "few run lengths": (
+        change("annotations", 0, segmentation={"size": [48, 96], "counts": "52"}),
+        "add up to the 4608",
+    ),
+    "no run lengths": (change("annotations", 0, segmentation={"size": [48, 96], "counts": "a!"}), "compressed form"),
     "entry": (lambda c: c["images"].append(3), r"images\[12\] is '3': expected an object"),
 }
 
