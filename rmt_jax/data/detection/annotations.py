@@ -178,7 +178,8 @@ def check_trainable(annotations: Annotations, pictures: np.ndarray, name: str, *
         first = _file_name(annotations, int(annotations.pictures[missing[0]]))
         raise AnnotationError(
             f"{len(missing):,} of the {int(annotations.single.sum()):,} objects of {name} have no mask "
-            f"(`segmentation`), the first is in {first}: train on boxes alone, with data.detection.masks=False, or add the masks"
+            f"(`segmentation`), the first is in {first}: train on boxes alone, with "
+            "data.detection.masks=False, or add the masks"
         )
 
 
