@@ -9,18 +9,19 @@ import uuid
 from typing import Any
 
 import numpy as np
+import tensorflow_datasets as tfds
 from PIL import Image
 from pycocotools import mask as run_lengths
 
 from rmt_jax.data.detection.json_source import CocoJsonSource
-from rmt_jax.data.digits import Digits, split_indices
+from rmt_jax.data.digits import split_indices
 from rmt_jax.data.segmentation.digits import draw_instances
 
 PICTURES = {"train": 1500, "test": 200}
 SIDES = (112, 160)  # smallest and largest of a picture, in pixels
 
 _NAME, _VERSION = "digits_detection", "1.0.0"
-_DESCRIPTION = """Pictures with one to five of scikit-learn's handwritten digits, in ink on a photograph or on a note
+_DESCRIPTION = """Pictures with two to six of scikit-learn's handwritten digits, in ink on a photograph or on a note
 that lies on it. A box is around a digit's ink, and its mask is that ink. The photographs are scikit-learn's china.jpg
 and flower.jpg: train is cut from their left three quarters and test from the rest, and the digits of the two are those
 of the two splits of rmt_jax's digits."""
@@ -29,7 +30,7 @@ of the two splits of rmt_jax's digits."""
 _COLUMNS = {"train": (0.0, 0.75), "test": (0.75, 1.0)}
 _SHRUNK = (0.75, 1.0)
 
-_DIGITS = (1, 5)
+_DIGITS = (2, 6)
 _HEIGHTS = (26, 84)
 
 
@@ -52,7 +53,7 @@ def prepare_digits_detection(data_dir: str | None = None) -> pathlib.Path:
     Several processes may call this at once: each writes to a folder of its own and the first to finish renames it
     into place. data_dir: of TFDS, beside whose data sets it lies; None is its default.
     """
-    root = pathlib.Path(os.fspath(Digits(data_dir=data_dir).data_dir_root), _NAME, _VERSION)
+    root = pathlib.Path(os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR), _NAME, _VERSION)
     if root.is_dir():
         return root
     incomplete = root.with_name(f"incomplete.{uuid.uuid4().hex}")

@@ -33,7 +33,7 @@ def test_records(digits_detection_dir: str, split: str) -> None:
         image, instances = read_image(example), read_instances(example, masks=True)
         assert SIDES[0] <= min(image.shape[:2]) <= max(image.shape[:2]) <= SIDES[1]
         assert instances.masks is not None
-        assert 1 <= len(instances.labels) <= 5
+        assert 1 <= len(instances.labels) <= 6
         assert instances.masks.sum(axis=0).max() == 1
         for box, mask in zip(instances.boxes, instances.masks, strict=True):
             rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))

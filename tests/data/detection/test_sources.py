@@ -1,10 +1,11 @@
 """Folders with a json, TFDS data sets, and what is said of those that are not as they should be."""
 
+import dataclasses
 import io
 import logging
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -110,52 +111,58 @@ def test_names_of_other_tasks(tmp_path: pathlib.Path) -> None:
         open_segmentation_source(standin.config(tmp_path), "train")
 
 
-class TinyBoxes(tfds.core.GeneratorBasedBuilder):
-    """The features of TFDS's coco."""
+# It takes no name from TFDS: what is read must be what is on disk.
+with tfds.core.registered.skip_registration():
 
-    VERSION = tfds.core.Version("1.1.0")
-    code_path = None
-    name = "coco"
+    class Coco(tfds.core.GeneratorBasedBuilder):
+        """A few pictures under the name and with the features of TFDS's own."""
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        objects = {
-            "id": np.int64,
-            "area": np.int64,
-            "bbox": tfds.features.BBoxFeature(),
-            "label": tfds.features.ClassLabel(num_classes=80),
-            "is_crowd": np.bool_,
-        }
-        features = {
-            "image": tfds.features.Image(encoding_format="png"),
-            "image/filename": tfds.features.Text(),
-            "image/id": np.int64,
-            "objects": tfds.features.Sequence(objects),
-        }
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+        VERSION = tfds.core.Version("1.1.0")
+        BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name="2017", version=VERSION)]
+        code_path = None
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-        return {"validation": self._generate_examples()}
+        def _info(self) -> tfds.core.DatasetInfo:
+            objects = {
+                "id": np.int64,
+                "area": np.int64,
+                "bbox": tfds.features.BBoxFeature(),
+                "label": tfds.features.ClassLabel(num_classes=80),
+                "is_crowd": np.bool_,
+            }
+            features = {
+                "image": tfds.features.Image(encoding_format="png"),
+                "image/filename": tfds.features.Text(),
+                "image/id": np.int64,
+                "objects": tfds.features.Sequence(objects),
+            }
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
-    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        for index, row in enumerate(standin.content(COUNT)["images"]):
-            png = io.BytesIO()
-            Image.fromarray(standin.picture(index)).save(png, "PNG")
-            png.seek(0)
-            height, width = row["height"], row["width"]
-            objects = []
-            for entry in standin.annotations(index, 1):
-                x, y, wide, high = entry["bbox"]
-                box = tfds.features.BBox(y / height, x / width, (y + high) / height, (x + wide) / width)
-                crowd = bool(entry.get("iscrowd"))
-                area, label = int(entry["area"]), entry["category_id"] % 80
-                objects.append({"id": 5, "area": area, "bbox": box, "label": label, "is_crowd": crowd})
-            yield index, {"image": png, "image/filename": row["file_name"], "image/id": row["id"], "objects": objects}
+        def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+            return {"validation": self._generate_examples()}
+
+        def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+            for index, row in enumerate(standin.content(COUNT)["images"]):
+                png = io.BytesIO()
+                Image.fromarray(standin.picture(index)).save(png, "PNG")
+                png.seek(0)
+                height, width = row["height"], row["width"]
+                objects = []
+                for entry in standin.annotations(index, 1):
+                    x, y, wide, high = entry["bbox"]
+                    box = tfds.features.BBox(y / height, x / width, (y + high) / height, (x + wide) / width)
+                    crowd = bool(entry.get("iscrowd"))
+                    area, label = int(entry["area"]), entry["category_id"] % 80
+                    objects.append({"id": 5, "area": area, "bbox": box, "label": label, "is_crowd": crowd})
+                yield (
+                    index,
+                    {"image": png, "image/filename": row["file_name"], "image/id": row["id"], "objects": objects},
+                )
 
 
 def test_tfds(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
     """The same boxes as in the json, to the hundredth of a pixel."""
-    prepare(TinyBoxes, str(tmp_path))
-    config = DataConfig(name="coco:1.1.0", dir=str(tmp_path))
+    prepare(Coco, str(tmp_path))
+    config = DataConfig(name="coco/2017", dir=str(tmp_path))
     assert is_detection(config)
     with caplog.at_level(logging.INFO, logger="rmt_jax"):
         source = open_detection_source(config, "validation")
@@ -176,8 +183,10 @@ def test_tfds(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
         np.testing.assert_allclose(example.objects.boxes, corners, atol=1e-4)
         assert example.objects.labels.tolist() == [entry["category_id"] % 80 for entry in expected]
         assert example.objects.crowd.tolist() == [bool(entry.get("iscrowd")) for entry in expected]
+    with pytest.raises(FileNotFoundError, match=r"coco/2017 is not prepared in .*: tfds build coco/2017 --file_format"):
+        open_detection_source(dataclasses.replace(config, dir=str(tmp_path / "elsewhere")), "validation")
     with pytest.raises(ValueError, match="has boxes and no masks"):
-        open_detection_source(DataConfig(name="coco", dir=str(tmp_path), detection=standin.SMALL), "validation")
+        open_detection_source(DataConfig(name="coco/2017", dir=str(tmp_path), detection=standin.SMALL), "validation")
 
 
 def test_tfds_data_sets_without_boxes(digits_dir: str) -> None:
