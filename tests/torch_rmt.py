@@ -289,8 +289,10 @@ class RMT(nn.Module):
         aux_head: bool = False,
         aux_tap: str = "features",
         extra_norms: bool = False,
+        pyramid_features: int = 256,
         headless: bool = False,
     ) -> None:
+        del pyramid_features  # of detectors and segmentors
         super().__init__()
         if aux_tap not in AUX_TAPS:
             raise ValueError(f"aux_tap must be one of {', '.join(AUX_TAPS)}, not {aux_tap!r}")

@@ -13,7 +13,7 @@ from rmt_jax.models.detection_heads import (
     RPN_ANCHORS,
 )
 from rmt_jax.models.fpn import FPN_FEATURES
-from rmt_jax.models.segmentation import FPN_HEAD_FEATURES, POOL_BINS, UPER_FEATURES, SegmentationHead, check_segmentor
+from rmt_jax.models.segmentation import POOL_BINS, SegmentationHead, check_segmentor
 from rmt_jax.models.variants import RMTConfig
 
 
@@ -108,7 +108,7 @@ def _block_flops(config: RMTConfig, stage: int, height: int, width: int, rule: R
 
 def _semantic_fpn_flops(config: RMTConfig, positions: list[int]) -> int:
     """Neck and head."""
-    width, features = FPN_FEATURES, FPN_HEAD_FEATURES
+    width, features = config.pyramid_features, config.pyramid_features // 2
     total = positions[0] * features * config.num_classes
     for level, (dim, count) in enumerate(zip(config.embed_dims, positions, strict=True)):
         total += count * width * (dim + 9 * width)
@@ -120,7 +120,7 @@ def _semantic_fpn_flops(config: RMTConfig, positions: list[int]) -> int:
 def _upernet_flops(config: RMTConfig, positions: list[int]) -> int:
     """The head; pooled maps have the same size whatever the picture's."""
     *finer, top = config.embed_dims
-    features = UPER_FEATURES
+    features = 2 * config.pyramid_features
     total = sum(bins * bins for bins in POOL_BINS) * top * features
     total += positions[-1] * 9 * (top + len(POOL_BINS) * features) * features
     for dim, count in zip(finer, positions[:-1], strict=True):

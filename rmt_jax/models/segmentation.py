@@ -15,7 +15,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from rmt_jax.models.fpn import FPN, FPN_FEATURES
+from rmt_jax.models.fpn import FPN
 from rmt_jax.models.layers import ConvModule, Dropout2d
 from rmt_jax.models.rmt import Backbone, Images, Map, Output
 from rmt_jax.models.variants import RMTConfig
@@ -24,9 +24,6 @@ from rmt_jax.ops import adaptive_mean_pool, resize_bilinear
 SegmentationHead = Literal["semantic_fpn", "upernet"]
 Logits = Float[Array, "batch _ _ classes"]
 
-FPN_HEAD_FEATURES = 128
-UPER_FEATURES = 512
-AUX_FEATURES = 256
 POOL_BINS = (1, 2, 3, 6)
 AUX_MAP = 2  # the auxiliary head reads the third stage
 
@@ -62,7 +59,7 @@ class SemanticFPNHead(SegmentationOutput):
         in_features: Sequence[int],
         num_classes: int,
         *,
-        features: int = FPN_HEAD_FEATURES,
+        features: int,
         dropout: float = 0.1,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -95,7 +92,7 @@ class UPerHead(SegmentationOutput):
         in_features: Sequence[int],
         num_classes: int,
         *,
-        features: int = UPER_FEATURES,
+        features: int,
         dropout: float = 0.1,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -140,7 +137,7 @@ class FCNHead(SegmentationOutput):
         in_features: int,
         num_classes: int,
         *,
-        features: int = AUX_FEATURES,
+        features: int,
         dropout: float = 0.1,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -172,19 +169,19 @@ class Segmentor(nnx.Module):
     ):
         check_segmentor(config, head, dropout)
         self.backbone = Backbone(dataclasses.replace(config, extra_norms=True), dtype=dtype, rngs=rngs)
-        dims, classes = config.embed_dims, config.num_classes
+        dims, width, classes = config.embed_dims, config.pyramid_features, config.num_classes
         options: dict[str, Any] = {"dropout": dropout, "dtype": dtype, "rngs": rngs}
         self.neck: FPN | None
         self.decode_head: SemanticFPNHead | UPerHead
         self.auxiliary_head: FCNHead | None
         if head == "semantic_fpn":
-            self.neck = FPN(dims, dtype=dtype, rngs=rngs)
-            self.decode_head = SemanticFPNHead([FPN_FEATURES] * len(dims), classes, **options)
+            self.neck = FPN(dims, width, dtype=dtype, rngs=rngs)
+            self.decode_head = SemanticFPNHead([width] * len(dims), classes, features=width // 2, **options)
             self.auxiliary_head = None
         else:
             self.neck = None
-            self.decode_head = UPerHead(dims, classes, **options)
-            self.auxiliary_head = FCNHead(dims[AUX_MAP], classes, **options)
+            self.decode_head = UPerHead(dims, classes, features=2 * width, **options)
+            self.auxiliary_head = FCNHead(dims[AUX_MAP], classes, features=width, **options)
         self.head_name: SegmentationHead = head
         self.deterministic = False  # model.eval() sets it: inference output, no dropout
 
@@ -255,3 +252,5 @@ def check_segmentor(config: RMTConfig, head: str | None, dropout: float = 0.0) -
         )
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout is a probability in [0, 1), got {dropout}.")
+    if head == "semantic_fpn" and config.pyramid_features % 2:
+        raise ValueError(f"Semantic FPN halves pyramid_features, which must be even, got {config.pyramid_features}.")

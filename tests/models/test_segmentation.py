@@ -180,7 +180,7 @@ def test_initialisation() -> None:
     """mmcv's for convolutions: kaiming normal by fan out; mmseg's for the last one."""
     rngs = nnx.Rngs(0)
     neck = FPN((64, 128), dtype=jnp.float32, rngs=rngs)
-    head = SemanticFPNHead((64, 64), 150, dtype=jnp.float32, rngs=rngs)
+    head = SemanticFPNHead((64, 64), 150, features=128, dtype=jnp.float32, rngs=rngs)
     for conv, deviation in (
         (neck.lateral_convs[1].conv, 0.0884),
         (neck.fpn_convs[0].conv, 0.0295),
@@ -193,6 +193,14 @@ def test_initialisation() -> None:
         if conv.bias is not None:
             assert not np.any(conv.bias[...])
     assert head.scale_heads[1][0].conv.bias is None
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_narrow_pyramid(head: str) -> None:
+    wide, narrow = (segmentor(head, pyramid_features=width) for width in (256, 32))
+    assert count_segmentor_flops(narrow.config, head, 64, 64) < count_segmentor_flops(wide.config, head, 64, 64) / 4
+    features = narrow.decode_head.conv_seg.kernel.shape[-2]
+    assert features == {"semantic_fpn": 16, "upernet": 64}[head]
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -10,27 +10,27 @@ from PIL import Image
 from rmt_jax.data.digits import split_indices
 
 CLASS_NAMES = ("background", *"0123456789")
-SIZE = 96  # pixels of either side
+SIZE = 64  # pixels of either side
 PICTURES = {"train": 1500, "test": 200}
 
-_DESCRIPTION = f"""Pictures of {SIZE} x {SIZE} pixels with two to five of scikit-learn's handwritten digits, in ink on a
+_DESCRIPTION = f"""Pictures of {SIZE} x {SIZE} pixels with one or two of scikit-learn's handwritten digits, in ink on a
 photograph or on a note that lies on it. A pixel's label is 1 + the digit whose ink it is, or 0. The photographs are
 scikit-learn's china.jpg and flower.jpg: `train` is cut from their left three quarters and `test` from the rest, and the
 digits of the two are those of the two splits of this package's `digits`."""
 
 # Parts of a photograph's width, and the sides in pixels of what is cut out of it.
 _COLUMNS = {"train": (0.0, 0.75), "test": (0.75, 1.0)}
-_CUTS = (72, 150)
+_CUTS = (64, 150)
 
-_DIGITS = (2, 5)  # in a picture
-_HEIGHTS = (28, 60)  # of a digit, in pixels
+_DIGITS = (1, 2)  # in a picture
+_HEIGHTS = (36, 58)  # of a digit, in pixels
 _GAP = 2
 _TURN = 15  # degrees either way
 _INK = 0.5  # share of ink from which a pixel belongs to its digit
 
 
 class DigitsSegmentation(tfds.core.GeneratorBasedBuilder):
-    """The builder: features `image` (96, 96, 3), `label_map` (96, 96, 1), `id`."""
+    """The builder: features `image` (64, 64, 3), `label_map` (64, 64, 1), `id`."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012 (TFDS declares it without ClassVar)
