@@ -28,6 +28,15 @@ def test_models_prints_every_segmentor(capsys: pytest.CaptureFixture[str]) -> No
     assert main(["models", "--image-size", "0"]) == 2
 
 
+def test_models_prints_every_detector(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--task", "detection"]) == 0
+    out = capsys.readouterr().out
+    assert "FLOPs @1280x800" in out
+    for row in ("rmt_t retinanet 23,017,364 199.123 G", "rmt_b cascade_mask_rcnn 110,619,578 850.793 G"):
+        assert row in " ".join(out.split())
+    assert "_star" not in out
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])

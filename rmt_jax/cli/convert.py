@@ -24,8 +24,8 @@ from rmt_jax.models.variants import AuxTap
 TERMINAL = "-"  # where --report without a file goes
 
 DESCRIPTION = """\
-Converts the authors' PyTorch checkpoints to rmt_jax and back: classifiers, segmentors, backbones of detectors. The
-model is recognised from keys and shapes.
+Converts the authors' PyTorch checkpoints to rmt_jax and back: classifiers, segmentors, detectors, backbones. The model
+is recognised from keys and shapes.
 
   rmt convert --list RMT-S.pth              what is in a file
   rmt convert RMT-S.pth rmt_s               to a model directory, for rmt_jax.load_pretrained and init_from

@@ -61,8 +61,9 @@ def check_destination(destination: pathlib.Path, source: pathlib.Path | None = N
 def write_weights(weights: Weights, destination: pathlib.Path, *, force: bool = False) -> None:
     """Write weights in the form that the destination's name asks for: .safetensors, .pth, .pt, or a model directory.
 
-    Files hold upstream's names and layouts, a .pth as upstream saves it: {"model": state dict}, of segmentors as mmcv
-    does: {"meta": {"CLASSES": names}, "state_dict": state dict}. All forms hold the architecture and the provenance.
+    Files hold upstream's names and layouts, a .pth as upstream saves it: {"model": state dict}, of segmentors and
+    detectors as mmcv does: {"meta": {"CLASSES": names}, "state_dict": state dict}. All forms hold the architecture and
+    the provenance.
 
     Raises:
         FileExistsError, ImportError, ValueError: see `check_destination`.
@@ -84,7 +85,7 @@ def write_weights(weights: Weights, destination: pathlib.Path, *, force: bool = 
 
 def _meta(weights: Weights) -> dict[str, Any] | None:
     """What mmcv keeps beside a state dict, as far as it is known; None where a checkpoint is not of mmcv's kind."""
-    if weights.task != "segmentation":
+    if weights.task not in ("segmentation", "detection"):
         return None
     return {} if weights.class_names is None else {"CLASSES": weights.class_names}
 

@@ -12,8 +12,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from rmt_jax.convert.integrity import find_damage, read_through
-from rmt_jax.convert.names import segmentation_head
+from rmt_jax.convert.names import dense_task
 from rmt_jax.convert.preprocessing import Preprocessing
+from rmt_jax.convert.recognize import CLASS_LAYERS
 from rmt_jax.convert.weights import (
     Weights,
     fields_from_json,
@@ -106,9 +107,10 @@ def read_workdir(workdir: pathlib.Path, *, raw: bool = False) -> Weights:
             f"{folder.parent} away to read that one now."
         )
     arrays = _restore(folder)
-    head = segmentation_head(arrays)
-    task, last = ("classification", "head/bias") if head is None else ("segmentation", "decode_head/conv_seg/bias")
-    name, config, preprocessing, steps_per_update = _configuration(workdir / "config.json", arrays[last].shape[0], task)
+    task, head = dense_task(arrays) or ("classification", None)
+    layer, outputs = ("head", 1) if head is None else CLASS_LAYERS[head]
+    num_classes = len(arrays[f"{layer.replace('.', '/')}/bias"]) // outputs
+    name, config, preprocessing, steps_per_update = _configuration(workdir / "config.json", num_classes, task)
     return Weights(
         name=name,
         task=task,
@@ -145,7 +147,7 @@ def _configuration(path: pathlib.Path, num_classes: int, task: str) -> tuple[str
         fields = fields_from_json(model["architecture"])
         if model["drop_path"] is not None:
             fields["drop_path"] = model["drop_path"]
-        if task == "segmentation":
+        if task != "classification":
             config = variant(model["name"], **{**fields, "extra_norms": True}, num_classes=num_classes)
             return model["name"], config, None, run["grad_accum_steps"]
         config = variant(model["name"], **fields, num_classes=num_classes)

@@ -15,6 +15,7 @@ from flax import nnx
 
 from rmt_jax.models import AnyModel, RMTConfig, task_of
 from rmt_jax.models.arrays import flat_paths, model_arrays, nest
+from rmt_jax.models.detection_heads import BOX_SIZE
 from rmt_jax.ops import log_decay_rates, rotary_angles
 
 # (pattern in our path, replacement), applied in order; then "/" becomes ".".
@@ -31,8 +32,19 @@ COUNTERS = re.compile(r"\.num_batches_tracked$")
 # Upstream computes its constants in float32 on another machine; further off means another architecture.
 CONSTANT_RTOL = 1e-5
 
-# What only one head of a segmentor has.
-HEAD_PARTS = {"scale_heads": "semantic_fpn", "psp_modules": "upernet"}
+# What only one kind of segmentor or detector has, in upstream's keys and in our paths: the kind as `task_of` gives it.
+KINDS_OF_HEADS: tuple[tuple[str, tuple[str, str]], ...] = (
+    (r"decode_head[./]scale_heads[./]", ("segmentation", "semantic_fpn")),
+    (r"decode_head[./]psp_modules[./]", ("segmentation", "upernet")),
+    (r"bbox_head[./]retina_cls[./]", ("detection", "retinanet")),
+    (r"roi_head[./]mask_head[./]conv_logits[./]", ("detection", "mask_rcnn")),
+    (r"roi_head[./]mask_head[./]2[./]conv_logits[./]", ("detection", "cascade_mask_rcnn")),
+)
+
+# Regions of a box head are flattened: upstream's in the order (channels, height, width), ours as (height, width,
+# channels).
+FLATTENED = re.compile(r"roi_head/bbox_head/(\d/)?shared_fcs/0/kernel$")
+TRANSPOSED = re.compile(r"roi_head/mask_head/(\d/)?upsample/kernel$")
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -50,6 +62,14 @@ LINEAR = Transform("out in -> in out", np.transpose, np.transpose)
 CONV = Transform(
     "out in height width -> height width in out", lambda a: a.transpose(3, 2, 0, 1), lambda a: a.transpose(2, 3, 1, 0)
 )
+CONV_TRANSPOSE = Transform(
+    "in out height width -> height width in out", lambda a: a.transpose(2, 3, 0, 1), lambda a: a.transpose(2, 3, 0, 1)
+)
+FLATTENED_REGION = Transform(
+    "out (channels height width) -> (height width channels) out",
+    lambda a: a.reshape(BOX_SIZE, BOX_SIZE, -1, a.shape[1]).transpose(3, 2, 0, 1).reshape(a.shape[1], -1),
+    lambda a: a.reshape(len(a), -1, BOX_SIZE, BOX_SIZE).transpose(2, 3, 1, 0).reshape(-1, len(a)),
+)
 LAYER_SCALE = Transform("1 1 1 channels -> channels", lambda a: a.reshape(1, 1, 1, -1), lambda a: a.reshape(-1))
 
 
@@ -64,8 +84,8 @@ class Conversion(NamedTuple):
 def torch_key(path: str, task: str = "classification") -> str:
     """Upstream's name of one of our arrays: backbone/layers/0/.../pos/kernel -> layers.0.....pos.conv.weight.
 
-    Only a classifier's names lose "backbone/", since upstream's classifier is its own backbone; a segmentor's keep it,
-    and a bare backbone's do not have it.
+    Only a classifier's names lose "backbone/", since upstream's classifier is its own backbone; a segmentor's and a
+    detector's keep it, and a bare backbone's do not have it.
     """
     if task == "classification":
         path = path.removeprefix("backbone/")
@@ -78,13 +98,17 @@ def transform(path: str, dimensions: int) -> Transform:
     """The change of layout of one of our arrays."""
     if re.search(r"/gamma_[12]$", path):
         return LAYER_SCALE
+    if FLATTENED.match(path):
+        return FLATTENED_REGION
+    if TRANSPOSED.match(path):
+        return CONV_TRANSPOSE
     return {2: LINEAR, 4: CONV}.get(dimensions, COPY)
 
 
-def segmentation_head(names: Iterable[str]) -> str | None:
-    """Which head upstream's keys or our paths belong to, None where they are of no segmentor that we know."""
-    parts = (re.match(r"decode_head[./](\w+)", name) for name in names)
-    return next((HEAD_PARTS[part[1]] for part in parts if part and part[1] in HEAD_PARTS), None)
+def dense_task(names: Iterable[str]) -> tuple[str, str] | None:
+    """Task and head that upstream's keys or our paths belong to, None where they are of none that we know."""
+    names = list(names)
+    return next((kind for pattern, kind in KINDS_OF_HEADS if any(re.match(pattern, name) for name in names)), None)
 
 
 def to_torch(tree: Mapping[Any, Any], task: str = "classification") -> dict[str, np.ndarray]:
@@ -157,7 +181,7 @@ def fill(model: nnx.Module, arrays: Mapping[str, Any]) -> None:
 def relpos_constants(config: RMTConfig, task: str = "classification") -> dict[str, np.ndarray]:
     """Upstream's registered buffers, which we compute instead of storing."""
     constants = {}
-    prefix = "backbone." if task == "segmentation" else ""
+    prefix = "" if task in ("classification", "backbone") else "backbone."
     for stage, (dim, heads, span) in enumerate(
         zip(config.embed_dims, config.num_heads, config.decay_spans, strict=True)
     ):

@@ -36,7 +36,7 @@ def load_pretrained(
         **overrides: fields of `RMTConfig` that change no array, such as drop_path=0.2, remat="full" or aux_tap="norm".
 
     Returns:
-        A `Classifier`, a `Segmentor`, or the `Backbone` of a detector. `model.train()` readies it for fine-tuning.
+        A `Classifier`, a `Segmentor`, a detector, or a `Backbone`. `model.train()` readies it for fine-tuning.
 
     Raises:
         FileNotFoundError, ImportError, ValueError: see `read_weights`; also an unknown field, num_classes for a

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rmt_jax.convert.names import relpos_constants, segmentation_head
+from rmt_jax.convert.names import dense_task, relpos_constants
 from rmt_jax.models import RMTConfig, list_models, variant
+from rmt_jax.models.detection_heads import RETINA_ANCHORS
 
 STAR = "_star"
 
@@ -15,11 +16,20 @@ STAR = "_star"
 # the classification head reads too, is our guess: no published output tells.
 WIDE_AUX_TAP = "activation"
 
+# A layer of each head that tells the number of classes, and its outputs for each of them.
+CLASS_LAYERS: Mapping[str, tuple[str, int]] = {
+    "semantic_fpn": ("decode_head.conv_seg", 1),
+    "upernet": ("decode_head.conv_seg", 1),
+    "retinanet": ("bbox_head.retina_cls", RETINA_ANCHORS),
+    "mask_rcnn": ("roi_head.mask_head.conv_logits", 1),
+    "cascade_mask_rcnn": ("roi_head.mask_head.0.conv_logits", 1),
+}
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Recognized(NamedTuple):
-    """A model by name, with the task, the architecture and a segmentor's head that its weights ask for."""
+    """A model by name, with the task, the architecture and the head of a dense task that its weights ask for."""
 
     name: str
     task: str
@@ -50,12 +60,14 @@ def recognize(state_dict: Mapping[str, Any], *, model: str | None = None, aux_ta
         ValueError: no known model has these keys and shapes, or several do.
     """
     shapes: Shapes = {key: np.shape(value) for key, value in state_dict.items()}
-    head = segmentation_head(shapes)
-    if head is not None:
+    dense = dense_task(shapes)
+    if dense is not None:
+        task, head = dense
         backbone = {key.removeprefix("backbone."): value for key, value in state_dict.items()}
         name = model or _base_name({key: np.shape(value) for key, value in backbone.items()}, backbone)
-        fields = _first_sizes(shapes, num_classes="decode_head.conv_seg.weight")
-        return Recognized(name, "segmentation", variant(name, extra_norms=True, **fields), (), head)
+        layer, outputs = CLASS_LAYERS[head]
+        fields = {key: size // outputs for key, size in _first_sizes(shapes, num_classes=f"{layer}.weight").items()}
+        return Recognized(name, task, variant(name, extra_norms=True, **fields), (), head)
     task, fields = _task(shapes)
     notes: list[str] = []
     if task == "classification":

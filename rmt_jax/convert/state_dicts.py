@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from rmt_jax.convert.names import segmentation_head
+from rmt_jax.convert.names import dense_task
 from rmt_jax.convert.weights import KINDS, UNSTATED
 
 STEM = "patch_embed.proj.0.weight"  # every RMT has it, and nothing else does
@@ -31,7 +31,8 @@ class Candidate(NamedTuple):
     Attributes:
         entry: where it lies in the file, such as "model_ema"; "" is the file itself.
         prefix: of its keys, such as "module." or "backbone.".
-        state_dict: the RMT's entries, without the prefix; of a segmentor also those of its neck and heads.
+        state_dict: the RMT's entries, without the prefix; of segmentors and detectors that we have also those of
+            their neck and heads.
         heads: entries of the neck and heads of what we have the backbone of only, by their whole keys.
         unknown: all other entries, by their whole keys.
     """
@@ -162,7 +163,7 @@ def _candidate(entry: str, tensors: Mapping[str, Any]) -> Candidate:
         )
     (prefix,) = prefixes
     outer = prefix.removesuffix("backbone.")
-    if segmentation_head(key.removeprefix(outer) for key in tensors):
+    if dense_task(key.removeprefix(outer) for key in tensors):
         prefix = outer
     state_dict, heads, unknown = {}, {}, {}
     for key, value in tensors.items():

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from rmt_jax.convert.weights import Weights
-from rmt_jax.models import RUN_TIME_FIELDS, AnyModel, Backbone
+from rmt_jax.models import RUN_TIME_FIELDS, AnyModel, Backbone, Detector
 
 IMAGE_SIZE = 224
 TOLERANCE = 2e-5  # of the largest magnitude, in float32 under the highest matmul precision
@@ -25,6 +25,8 @@ Outputs = dict[str, np.ndarray]
 
 def outputs(weights: Weights, images: np.ndarray, precision: str | None = "highest") -> Outputs:
     """{"logits"} of a model with a head or {"stride 4", ...} of a backbone, in evaluation mode and float32.
+
+    Of a detector {"logits, stride 8", "deltas, stride 8", ...}: without the heads of regions, which need some.
 
     Args:
         weights: of the model.
@@ -41,10 +43,10 @@ def reference_outputs(weights: Weights, images: np.ndarray) -> Outputs:
 
     Raises:
         ImportError: no PyTorch, or the tests are not beside the package.
-        NotImplementedError: a segmentor, whose heads the tests' model does not have.
+        NotImplementedError: a segmentor or detector, whose heads the tests' model does not have.
     """
-    if weights.task == "segmentation":
-        raise NotImplementedError("the tests' PyTorch model has no heads of segmentors")
+    if weights.head is not None:
+        raise NotImplementedError("the tests' PyTorch model has no heads of segmentors and detectors")
     reference = load_reference()
     import torch
 
@@ -107,6 +109,12 @@ def _forward(graph: nnx.GraphDef, state: Any, images: Any) -> Any:
 def _named(model: AnyModel, found: Any) -> Outputs:
     if isinstance(model, Backbone):
         return {_stride(i): np.asarray(fmap) for i, fmap in enumerate(found)}
+    if isinstance(model, Detector):
+        return {
+            f"{name}, stride {stride}": np.asarray(output)
+            for name, outputs in found._asdict().items()
+            for stride, output in zip(model.strides, outputs, strict=True)
+        }
     return {"logits": np.asarray(found)}
 
 

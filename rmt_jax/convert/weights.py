@@ -28,7 +28,10 @@ BACKBONE_FIELDS = (
 )  # fmt: skip
 
 
-_CLASS_LAYERS = re.compile(r"((aux_)?head|(decode|auxiliary)_head/conv_seg)/")
+_CLASS_LAYERS = re.compile(
+    r"((aux_)?head|(decode|auxiliary)_head/conv_seg|bbox_head/retina_cls|"
+    r"roi_head/(bbox_head/(\d/)?fc_(cls|reg)|mask_head/(\d/)?conv_logits))/"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Weights:
 
     Attributes:
         name: of the model, one of `list_models()`.
-        task: "classification", "backbone" or "segmentation".
+        task: "classification", "backbone", "segmentation" or "detection".
         config: architecture.
         arrays: float32, {our path: array}.
         buffers: upstream's entries that carry no weights, by upstream's keys and verbatim; those that the source lacks
@@ -48,7 +51,7 @@ class Weights:
         notes: what the user should know.
         class_names: by label, None where they are not known.
         preprocessing: of the pictures, None where it is not known.
-        head: of a segmentor, see `create_model`; None of others.
+        head: of a segmentor or detector, see `create_model`; None of others.
 
     Raises:
         ValueError: class names that are not as many as the classes.
@@ -148,8 +151,8 @@ class Fit(NamedTuple):
 def load_into(model: AnyModel, weights: Weights, where: str, *, head: bool = True) -> Fit:
     """Fill a model in place with the weights that fit: the whole backbone, and the parts of the head that do.
 
-    Of another task, or another head of segmentation, only the backbone is taken. The LayerNorms of a backbone's maps
-    count as head.
+    Of another task, or another head of a segmentor or detector, only the backbone is taken. The LayerNorms of a
+    backbone's maps count as head.
 
     Args:
         model: keeps what it has where nothing fits.

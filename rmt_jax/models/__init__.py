@@ -4,6 +4,8 @@ from rmt_jax.models.attention import attention_map, decay_map
 from rmt_jax.models.block import Block, Retention
 from rmt_jax.models.block_loop import Gather, Remat
 from rmt_jax.models.classifier import Classifier
+from rmt_jax.models.detection import CascadeMaskRCNN, DetectionHead, Detector, MaskRCNN, RetinaNet
+from rmt_jax.models.detection_heads import BoxHead, DenseOutputs, MaskHead, RetinaHead, RPNHead
 from rmt_jax.models.factory import AnyModel, abstract_model, build_model, create_model, task_of
 from rmt_jax.models.fpn import FPN
 from rmt_jax.models.rmt import Backbone, FeatureInfo, Stage
@@ -16,13 +18,23 @@ __all__ = [
     "AnyModel",
     "Backbone",
     "Block",
+    "BoxHead",
+    "CascadeMaskRCNN",
     "Classifier",
+    "DenseOutputs",
+    "DetectionHead",
+    "Detector",
     "FCNHead",
     "FeatureInfo",
     "Gather",
+    "MaskHead",
+    "MaskRCNN",
     "RMTConfig",
+    "RPNHead",
     "Remat",
     "Retention",
+    "RetinaHead",
+    "RetinaNet",
     "SegmentationHead",
     "Segmentor",
     "SemanticFPNHead",

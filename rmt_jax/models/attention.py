@@ -5,15 +5,14 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from rmt_jax.models.classifier import Classifier
+from rmt_jax.models.factory import AnyModel
 from rmt_jax.models.rmt import Backbone, Images, check_images
-from rmt_jax.models.segmentation import Segmentor
 from rmt_jax.models.variants import RMTConfig
 from rmt_jax.ops import log_decay_rates
 
 
 def attention_map(
-    model: Classifier | Backbone | Segmentor, images: Images, *, stage: int, block: int, position: tuple[int, int]
+    model: AnyModel, images: Images, *, stage: int, block: int, position: tuple[int, int]
 ) -> Float[Array, "batch heads height width"]:
     """What one position of a block attends to.
 

@@ -20,6 +20,7 @@ from rmt_jax.models.variants import RMTConfig
 from rmt_jax.ops import (
     FFNWeights,
     Heads,
+    Valid,
     attend,
     ffn_fits,
     formulations,
@@ -63,17 +64,17 @@ class Retention(nnx.Module):
         self.heads = Heads(tuple(log_rates.tolist()), decomposed)
         self.per_device: PerDevice | None = None  # training sets it where pictures are split over devices
 
-    def __call__(self, x: Map) -> Map:
-        """[batch height width channels] -> the same shape."""
+    def __call__(self, x: Map, valid: Valid | None = None) -> Map:
+        """[batch height width channels] -> the same shape; nothing outside of pictures of `valid` sizes is read."""
         q, k = self._queries_and_keys(x)
         v = self.v_proj(x)
-        retain: Callable[..., Map] = functools.partial(masa, heads=self.heads)
-        if self.per_device is not None:
+        retain: Callable[..., Map] = functools.partial(masa, heads=self.heads, valid=valid)
+        if self.per_device is not None and valid is None:  # what has no kernel the compiler can split
             retain = self.per_device(retain)
         with jax.named_scope("masa"):
             retained = retain(q, k, v)
         with jax.named_scope("lepe"):
-            local = self.lepe(v)
+            local = self.lepe(v, valid)
         return self.out_proj(retained + local)
 
     def attention(self, x: Map, row: int, column: int) -> Float[Array, "batch heads height width"]:
@@ -109,11 +110,11 @@ class FFN(nnx.Module):
         self.dwconv = DepthwiseConv2d(hidden, 3, dtype=dtype, rngs=rngs)
         self.fc2 = Linear(hidden, dim, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Map) -> Map:
-        """[batch height width channels] -> the same shape."""
+    def __call__(self, x: Map, valid: Valid | None = None) -> Map:
+        """[batch height width channels] -> the same shape; nothing outside of pictures of `valid` sizes is read."""
         h = gelu(self.fc1(x))
         with jax.named_scope("dwconv"):
-            mixed = h + self.dwconv(h)
+            mixed = h + self.dwconv(h, valid)
         return self.fc2(mixed)
 
 
@@ -141,17 +142,29 @@ class Block(nnx.Module):
         self.drop_path = DropPath(drop_path)
         self.per_device: PerDevice | None = None  # training sets it where pictures are split over devices
 
-    def __call__(self, x: Map, key: Array | None = None, rate: Array | float | None = None) -> Map:
-        """[batch height width channels] -> the same shape; the key draws the drop path, `rate` replaces its rate."""
+    def __call__(
+        self, x: Map, key: Array | None = None, rate: Array | float | None = None, valid: Valid | None = None
+    ) -> Map:
+        """[batch height width channels] -> the same shape.
+
+        Args:
+            x: maps.
+            key: draws the drop path.
+            rate: replaces the drop path's rate.
+            valid: sizes of pictures that do not fill their maps; what is outside of them is not read, and there the
+                result means nothing.
+        """
         keys = (None, None) if key is None else jax.random.split(key)
         with jax.named_scope("position"):
-            x = x + self.pos(x)
+            x = x + self.pos(x, valid)
         with jax.named_scope("retention"):
-            x = x + self.drop_path(_scale(self.gamma_1, self.retention(self.retention_layer_norm(x))), keys[0], rate)
+            branch = self.retention(self.retention_layer_norm(x), valid)
+            x = x + self.drop_path(_scale(self.gamma_1, branch), keys[0], rate)
         with jax.named_scope("ffn"):
-            if self._has_kernel(x):
+            if valid is None and self._has_kernel(x):
                 return self._fused_ffn(x, self.drop_path.factor(len(x), keys[1], rate))
-            return x + self.drop_path(_scale(self.gamma_2, self.ffn(self.final_layer_norm(x))), keys[1], rate)
+            branch = self.ffn(self.final_layer_norm(x), valid)
+            return x + self.drop_path(_scale(self.gamma_2, branch), keys[1], rate)
 
     def _has_kernel(self, x: Map) -> bool:
         (_, height, width, _), fc1 = x.shape, self.ffn.fc1

@@ -9,6 +9,7 @@ from flax import nnx
 from jax import Array
 
 from rmt_jax.models.layers import LINEAR
+from rmt_jax.ops import Valid
 
 Remat = Literal["none", "dots", "full"]
 
@@ -29,11 +30,12 @@ def run_blocks(
     remat: Remat = "none",
     scan: bool = False,
     gather: Gather | None = None,
+    valid: Valid | None = None,
 ) -> Array:
     """x through all blocks, which have parameters only and are equal but for their values and drop path rates.
 
     Args:
-        blocks: modules called with (x, key, drop path rate), each with its own `drop_path.rate`.
+        blocks: modules called with (x, key, drop path rate, valid), each with its own `drop_path.rate`.
         x: [batch height width channels].
         keys: one for each block, None for no drop path.
         remat: what is recomputed in the backward pass instead of kept: "none"; "dots", all but the linear layers'
@@ -41,6 +43,7 @@ def run_blocks(
         scan: compile one block and loop over the stacked weights: quicker to compile. On TPUs it costs memory where
             nothing is recomputed, since all that is kept gets stacked.
         gather: applied to a block's weights just before it runs, and again where the block is recomputed.
+        valid: sizes of pictures that do not fill their maps, see `Block`.
     """
     graph, rates = nnx.graphdef(blocks[0]), [block.drop_path.rate for block in blocks]
     weights = [nnx.to_pure_dict(nnx.state(block)) for block in blocks]
@@ -49,7 +52,7 @@ def run_blocks(
         if gather is not None:
             weights = gather(weights)
         block: Any = nnx.merge(graph, weights)
-        return block(x, key, rate)
+        return block(x, key, rate, valid)
 
     body: Callable[..., Array] = run
     if remat != "none":

@@ -9,15 +9,18 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from rmt_jax.models.classifier import Classifier
+from rmt_jax.models.detection import DETECTORS, DetectionHead, Detector, MaskRCNN, RetinaNet, check_detector
 from rmt_jax.models.rmt import Backbone
 from rmt_jax.models.segmentation import SegmentationHead, Segmentor
 from rmt_jax.models.variants import RMTConfig, variant
 
 Model = TypeVar("Model", bound=nnx.Module)
-AnyModel = Classifier | Backbone | Segmentor
-ModelTask = Literal["classification", "backbone", "segmentation"]
+AnyModel = Classifier | Backbone | Segmentor | RetinaNet | MaskRCNN
+ModelTask = Literal["classification", "backbone", "segmentation", "detection"]
+Head = SegmentationHead | DetectionHead
 
-ADE20K_CLASSES, IMAGENET_CLASSES = 150, 1000
+# Of the data set that the paper has for each task.
+NUM_CLASSES = {"classification": 1000, "segmentation": 150, "detection": 80}
 
 
 @overload
@@ -61,12 +64,40 @@ def create_model(
 ) -> Segmentor: ...
 
 
+@overload
+def create_model(
+    name: str,
+    num_classes: int | None = ...,
+    *,
+    task: Literal["detection"],
+    head: Literal["retinanet"],
+    drop_path: float | None = ...,
+    dtype: DTypeLike = ...,
+    rngs: nnx.Rngs | None = ...,
+    **overrides: Any,
+) -> RetinaNet: ...
+
+
+@overload
+def create_model(
+    name: str,
+    num_classes: int | None = ...,
+    *,
+    task: Literal["detection"],
+    head: Literal["mask_rcnn", "cascade_mask_rcnn"],
+    drop_path: float | None = ...,
+    dtype: DTypeLike = ...,
+    rngs: nnx.Rngs | None = ...,
+    **overrides: Any,
+) -> MaskRCNN: ...
+
+
 def create_model(
     name: str,
     num_classes: int | None = None,
     *,
     task: ModelTask = "classification",
-    head: SegmentationHead | None = None,
+    head: Head | None = None,
     dropout: float | None = None,
     drop_path: float | None = None,
     dtype: DTypeLike = jnp.float32,
@@ -77,11 +108,12 @@ def create_model(
 
     Args:
         name: one of `list_models()`.
-        num_classes: outputs of the head, and of the auxiliary head of starred models and UperNets; None for 1000, of
-            segmentation 150, as ImageNet-1k and ADE20K have.
+        num_classes: outputs of the head, and of the auxiliary head of starred models and UperNets, the background not
+            counted; None for 1000, of segmentation 150, of detection 80, as ImageNet-1k, ADE20K and COCO have.
         task: "classification" for logits, "backbone" for the four maps at strides 4, 8, 16, 32, "segmentation" for
-            logits of every position at stride 4.
-        head: of segmentation, "semantic_fpn" or "upernet".
+            logits of every position at stride 4, "detection" for those of anchors and regions.
+        head: of segmentation, "semantic_fpn" or "upernet"; of detection, "retinanet", "mask_rcnn" or
+            "cascade_mask_rcnn".
         dropout: rate before the last layer of segmentation heads; None for upstream's 0.1.
         drop_path: rate of the last block; None for the variant's own.
         dtype: type to compute in, float32 or bfloat16. Parameters are float32; norms, softmax, rotary phases and decay
@@ -96,7 +128,7 @@ def create_model(
     if drop_path is not None:
         overrides["drop_path"] = drop_path
     if num_classes is None:
-        num_classes = ADE20K_CLASSES if task == "segmentation" else IMAGENET_CLASSES
+        num_classes = NUM_CLASSES.get(task, NUM_CLASSES["classification"])
     config = variant(name, num_classes=num_classes, **overrides)
     return build_model(config, task, head, dropout=dropout, dtype=dtype, rngs=nnx.Rngs(0) if rngs is None else rngs)
 
@@ -124,16 +156,22 @@ def build_model(
     if task == "segmentation":
         options: dict[str, Any] = {"head": head} | ({} if dropout is None else {"dropout": dropout})
         return Segmentor(config, **options, dtype=dtype, rngs=rngs)
-    for name, value in (("head", head), ("dropout", dropout)):
-        if value is not None:
-            raise ValueError(f"{name}={value!r} is of task='segmentation', and the task is {task!r}.")
+    if dropout is not None:
+        raise ValueError(f"dropout={dropout!r} is of task='segmentation', and the task is {task!r}.")
+    if task == "detection":
+        check_detector(config, head)
+        return DETECTORS[str(head)](config, dtype=dtype, rngs=rngs)
+    if head is not None:
+        raise ValueError(f"head={head!r} is of task='segmentation' or 'detection', and the task is {task!r}.")
     return (Classifier if task == "classification" else Backbone)(config, dtype=dtype, rngs=rngs)
 
 
 def task_of(model: AnyModel) -> tuple[str, str | None]:
-    """(task, head) as `build_model` takes them; the head is None of all but segmentors."""
+    """(task, head) as `build_model` takes them; the head is None of all but segmentors and detectors."""
     if isinstance(model, Segmentor):
         return "segmentation", model.head_name
+    if isinstance(model, Detector):
+        return "detection", model.HEAD
     return "classification" if isinstance(model, Classifier) else "backbone", None
 
 

@@ -3,6 +3,15 @@
 import math
 from typing import NamedTuple
 
+from rmt_jax.models.detection import DetectionHead, check_detector
+from rmt_jax.models.detection_heads import (
+    BOX_FEATURES,
+    BOX_SIZE,
+    MASK_SIZE,
+    NUM_CONVS,
+    RETINA_ANCHORS,
+    RPN_ANCHORS,
+)
 from rmt_jax.models.fpn import FPN_FEATURES
 from rmt_jax.models.segmentation import FPN_HEAD_FEATURES, POOL_BINS, UPER_FEATURES, SegmentationHead, check_segmentor
 from rmt_jax.models.variants import RMTConfig
@@ -18,6 +27,8 @@ class Rule(NamedTuple):
 
 FVCORE = Rule(layer_norm=5, batch_norm=2, attention=2)
 LAYERS_ONLY = Rule(layer_norm=0, batch_norm=0, attention=0)
+
+BOX_REGIONS, MASK_REGIONS = 1000, 100  # of a picture, as mmdet counts
 
 
 def count_flops(config: RMTConfig, height: int, width: int) -> int:
@@ -47,6 +58,25 @@ def count_segmentor_flops(config: RMTConfig, head: SegmentationHead, height: int
     positions = [math.prod(size) for size in sizes]
     heads = {"semantic_fpn": _semantic_fpn_flops, "upernet": _upernet_flops}
     return total + heads[head](config, positions)
+
+
+def count_detector_flops(config: RMTConfig, head: DetectionHead, height: int, width: int) -> int:
+    """Of a detector, convolutions and linear layers only, as mmcv counts but for biases and norms.
+
+    Box heads work on 1000 regions, each of them in every stage of a cascade, mask heads on 100. RoIAlign does not
+    count. The paper's figures are of 1280x800 pixels.
+
+    Raises:
+        ValueError: an unknown head, or a starred model.
+    """
+    check_detector(config, head)
+    total, sizes = _backbone_flops(config, height, width, LAYERS_ONLY)
+    if head == "retinanet":
+        return total + _retinanet_flops(config, sizes)
+    stages = 3 if head == "cascade_mask_rcnn" else 1
+    box = _box_flops(config, num_convs=NUM_CONVS if stages > 1 else 0, num_fcs=1 if stages > 1 else 2)
+    regions = BOX_REGIONS * box + MASK_REGIONS * _mask_flops(config)
+    return total + _rpn_flops(config, sizes) + stages * regions
 
 
 def _backbone_flops(config: RMTConfig, height: int, width: int, rule: Rule) -> tuple[int, list[tuple[int, int]]]:
@@ -96,3 +126,43 @@ def _upernet_flops(config: RMTConfig, positions: list[int]) -> int:
     for dim, count in zip(finer, positions[:-1], strict=True):
         total += count * features * (dim + 9 * features)
     return total + positions[0] * features * (9 * len(positions) * features + config.num_classes)
+
+
+def _pyramid_flops(dims: tuple[int, ...], positions: list[int]) -> int:
+    """Of the levels that have a map."""
+    width = FPN_FEATURES
+    return sum(count * width * (dim + 9 * width) for dim, count in zip(dims, positions, strict=True))
+
+
+def _retinanet_flops(config: RMTConfig, sizes: list[tuple[int, int]]) -> int:
+    """Neck and head."""
+    dims, width = config.embed_dims[1:], FPN_FEATURES
+    levels = [*sizes[1:], _halved(sizes[-1]), _halved(_halved(sizes[-1]))]
+    positions = [math.prod(size) for size in levels]
+    total = _pyramid_flops(dims, positions[:3]) + 9 * width * (positions[3] * dims[-1] + positions[4] * width)
+    outputs = RETINA_ANCHORS * (config.num_classes + 4)
+    return total + sum(positions) * 9 * width * (2 * NUM_CONVS * width + outputs)
+
+
+def _rpn_flops(config: RMTConfig, sizes: list[tuple[int, int]]) -> int:
+    """Neck and RPN."""
+    width, positions = FPN_FEATURES, [math.prod(size) for size in [*sizes, _halved(sizes[-1])]]
+    return _pyramid_flops(config.embed_dims, positions[:4]) + sum(positions) * width * (9 * width + RPN_ANCHORS * 5)
+
+
+def _box_flops(config: RMTConfig, *, num_convs: int, num_fcs: int) -> int:
+    """Of one region."""
+    area, width = BOX_SIZE**2, FPN_FEATURES
+    linear = area * width + (num_fcs - 1) * BOX_FEATURES + 5 * config.num_classes + 1
+    return num_convs * area * 9 * width * width + linear * BOX_FEATURES
+
+
+def _mask_flops(config: RMTConfig) -> int:
+    """Of one region."""
+    area, width = MASK_SIZE**2, FPN_FEATURES
+    return area * width * ((9 * NUM_CONVS + 4) * width + 4 * config.num_classes)
+
+
+def _halved(size: tuple[int, int]) -> tuple[int, int]:
+    """Rounded up."""
+    return math.ceil(size[0] / 2), math.ceil(size[1] / 2)

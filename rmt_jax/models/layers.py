@@ -15,19 +15,29 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from rmt_jax.ops import depthwise_conv2d, layer_norm, linear
+from rmt_jax.ops import Valid, clear, depthwise_conv2d, inside, layer_norm, linear, strided
 
 Map = Float[Array, "batch height width channels"]
+
+TRUNK = nnx.initializers.normal(0.02)
+KAIMING = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")  # mmcv's kaiming_init
 
 LINEAR = "linear"  # what `jax.checkpoint` policies call the outputs of linear layers
 
 
 class Linear(nnx.Module):
-    """Linear layer with upstream's initialisation."""
+    """Linear layer, by default with upstream's initialisation of the backbone and the classifier."""
 
-    def __init__(self, in_features: int, out_features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        init = nnx.initializers.normal(0.02)
-        self.kernel = nnx.Param(init(rngs.params(), (in_features, out_features), jnp.float32))
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        kernel_init: nnx.Initializer = TRUNK,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (in_features, out_features), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((out_features,)))
         self.dtype = dtype
 
@@ -93,9 +103,10 @@ class DepthwiseConv2d(nnx.Module):
         self.bias = nnx.Param(init(rngs.params(), (features,)))
         self.dtype = dtype
 
-    def __call__(self, x: Map) -> Map:
-        """[batch height width channels] -> the same shape."""
-        return depthwise_conv2d(x.astype(self.dtype), self.kernel[...]) + self.bias[...].astype(self.dtype)
+    def __call__(self, x: Map, valid: Valid | None = None) -> Map:
+        """[batch height width channels] -> the same shape; nothing outside of pictures of `valid` sizes is read."""
+        x = clear(x, valid).astype(self.dtype)
+        return depthwise_conv2d(x, self.kernel[...]) + self.bias[...].astype(self.dtype)
 
 
 class BatchNorm(nnx.Module):
@@ -121,8 +132,12 @@ class BatchNorm(nnx.Module):
         if use_running_average is not None:
             self.use_running_average = use_running_average
 
-    def __call__(self, x: Map) -> Map:
+    def __call__(self, x: Map, valid: Valid | None = None) -> Map:
         """[batch height width channels] -> the same shape; in training mode the running statistics move in place.
+
+        Args:
+            x: maps.
+            valid: sizes of the pictures on them, of which the statistics are; None takes all positions.
 
         Raises:
             ValueError: in training mode with a single value for each channel, whose variance is undefined.
@@ -131,13 +146,12 @@ class BatchNorm(nnx.Module):
         if self.use_running_average:
             mean, var = self.mean[...], self.var[...]
         else:
-            count = x.size // x.shape[-1]
-            if count == 1:
+            if x.size == x.shape[-1]:
                 raise ValueError(
                     f"BatchNorm in training mode got {x.shape}, one value for each channel, which has no variance. "
                     f"Use more or larger images, or model.eval()."
                 )
-            mean, var = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
+            mean, var, count = _statistics(x, valid)
             unbiased = var * (count / (count - 1))
             self.mean[...] += self.momentum * (jax.lax.stop_gradient(mean) - self.mean[...])
             self.var[...] += self.momentum * (jax.lax.stop_gradient(unbiased) - self.var[...])
@@ -145,31 +159,56 @@ class BatchNorm(nnx.Module):
         return y.astype(self.dtype)
 
 
-class ConvModule(nnx.Module):
-    """Convolution of stride 1 that keeps the size: with BatchNorm and ReLU and no bias, or with a bias alone.
+def _statistics(x: Map, valid: Valid | None) -> tuple[Array, Array, Array | int]:
+    """(mean, biased variance, number of values) of each channel."""
+    axes = (0, 1, 2)
+    if valid is None:
+        return x.mean(axis=axes), x.var(axis=axes), x.size // x.shape[-1]
+    # At least two, so that a batch without a picture divides nothing by zero.
+    count = jnp.maximum(inside(x, valid).sum(dtype=jnp.float32), 2)
+    mean = clear(x, valid).sum(axis=axes) / count
+    return mean, jnp.square(clear(x - mean, valid)).sum(axis=axes) / count, count
 
-    Weights are drawn as mmcv's module of this name draws them, from a normal of variance 2 / fan_out.
+
+class ConvModule(nnx.Module):
+    """Convolution, by default of stride 1, with padding that keeps the size: with BatchNorm and ReLU, or a bias alone.
+
+    Weights are drawn by default as mmcv's module of this name draws them, from a normal of variance 2 / fan_out.
     """
 
     def __init__(
-        self, in_features: int, out_features: int, kernel_size: int, *, norm: bool, dtype: DTypeLike, rngs: nnx.Rngs
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int,
+        *,
+        norm: bool,
+        strides: int = 1,
+        kernel_init: nnx.Initializer = KAIMING,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
     ):
         self.conv = nnx.Conv(
             in_features,
             out_features,
             kernel_size=(kernel_size, kernel_size),
+            strides=strides,
             padding=kernel_size // 2,
             use_bias=not norm,
-            kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
+            kernel_init=kernel_init,
             dtype=dtype,
             rngs=rngs,
         )
         self.bn = BatchNorm(out_features, dtype=dtype, rngs=rngs) if norm else None
+        self.strides = strides
 
-    def __call__(self, x: Map) -> Float[Array, "batch height width _"]:
-        """[batch height width in_features] -> [batch height width out_features]."""
-        x = self.conv(x)
-        return x if self.bn is None else nnx.relu(self.bn(x))
+    def __call__(self, x: Map, valid: Valid | None = None) -> Float[Array, "batch _ _ _"]:
+        """[batch height width in_features] -> [batch height/strides width/strides out_features], rounded up.
+
+        Nothing outside of pictures of `valid` sizes, of x, is read.
+        """
+        x = self.conv(clear(x, valid))
+        return x if self.bn is None else nnx.relu(self.bn(x, strided(valid, self.strides)))
 
 
 class DropPath(nnx.Module):

@@ -3,6 +3,7 @@
 Maps are [batch height width channels]; parameter paths keep the names of the authors' PyTorch code.
 """
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -17,12 +18,13 @@ from rmt_jax.models.block import Block, Map
 from rmt_jax.models.block_loop import Gather, run_blocks
 from rmt_jax.models.layers import BatchNorm, LayerNorm, conv3x3
 from rmt_jax.models.variants import RMTConfig
-from rmt_jax.ops import gelu, swap_boxes
+from rmt_jax.ops import Valid, clear, gelu, strided, swap_boxes
 
 Images = Array | np.ndarray  # checked by check_images, with errors for users
 Output = Float[Array, "batch _ _ _"]  # a map of another size
 
 MIN_SIZE = 32  # the stride of the last stage
+STEM_STRIDES = (2, 1, 2, 1)
 MIX_SCALE = 8  # stem positions along each side of a token of the last stage
 EXTRA_NORM_EPSILON = 1e-5  # upstream's, unlike the 1e-6 of all other LayerNorms
 
@@ -40,22 +42,23 @@ class Stem(nnx.Module):
     def __init__(self, features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         half = features // 2
         layers: list[nnx.Module | None] = []  # None stands for GELU, so that the positions are upstream's
-        for in_features, out_features, strides in (
-            (3, half, 2),
-            (half, half, 1),
-            (half, features, 2),
-            (features, features, 1),
-        ):
+        widths = (3, half, half, features, features)
+        for (in_features, out_features), strides in zip(itertools.pairwise(widths), STEM_STRIDES, strict=True):
             layers.append(conv3x3(in_features, out_features, strides=strides, dtype=dtype, rngs=rngs))
             layers.append(BatchNorm(out_features, dtype=dtype, rngs=rngs))
             layers.append(None)
         self.proj = nnx.List(layers[:-1])
 
-    def __call__(self, images: Float[Array, "batch height width 3"]) -> Output:
-        """Images to [batch height/4 width/4 channels], sizes rounded up."""
+    def __call__(self, images: Float[Array, "batch height width 3"], valid: Valid | None = None) -> Output:
+        """Images, which are of `valid` sizes, to [batch height/4 width/4 channels], sizes rounded up."""
         x = images
-        for layer in self.proj:
-            x = gelu(x) if layer is None else layer(x)
+        for index, layer in enumerate(self.proj):
+            if layer is None:
+                x = gelu(x)
+            elif isinstance(layer, BatchNorm):
+                x = layer(x, valid)
+            else:
+                x, valid = layer(clear(x, valid)), strided(valid, STEM_STRIDES[index // 3])
         return x
 
 
@@ -66,9 +69,9 @@ class Downsample(nnx.Module):
         self.reduction = conv3x3(in_features, out_features, strides=2, dtype=dtype, rngs=rngs)
         self.norm = BatchNorm(out_features, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Map) -> Output:
-        """[batch height width channels] -> half the size, rounded up."""
-        return self.norm(self.reduction(x))
+    def __call__(self, x: Map, valid: Valid | None = None) -> Output:
+        """[batch height width channels], of which pictures fill `valid` sizes -> half the size, rounded up."""
+        return self.norm(self.reduction(clear(x, valid)), strided(valid, 2))
 
 
 class Stage(nnx.Module):
@@ -82,9 +85,9 @@ class Stage(nnx.Module):
         self.remat, self.scan = config.remat, config.scan
         self.gather: Gather | None = None  # training sets it where weights are split over devices
 
-    def __call__(self, x: Map, keys: Array | None = None) -> Map:
+    def __call__(self, x: Map, keys: Array | None = None, valid: Valid | None = None) -> Map:
         """[batch height width channels] -> the same shape; one key a block, or None for no drop path."""
-        return run_blocks(self.blocks, x, keys, remat=self.remat, scan=self.scan, gather=self.gather)
+        return run_blocks(self.blocks, x, keys, remat=self.remat, scan=self.scan, gather=self.gather, valid=valid)
 
 
 class Backbone(nnx.Module):
@@ -115,7 +118,12 @@ class Backbone(nnx.Module):
         return tuple(FeatureInfo(dim, 4 * 2**stage) for stage, dim in enumerate(self.config.embed_dims))
 
     def __call__(
-        self, images: Images, *, rngs: nnx.Rngs | None = None, mix_boxes: Int[Array, "groups 4"] | None = None
+        self,
+        images: Images,
+        *,
+        rngs: nnx.Rngs | None = None,
+        mix_boxes: Int[Array, "groups 4"] | None = None,
+        valid: Valid | None = None,
     ) -> tuple[Output, ...]:
         """The four maps, each a stage's output before the downsampling that follows it.
 
@@ -125,11 +133,16 @@ class Backbone(nnx.Module):
             images: [batch height width 3] normalised floats, 32x32 pixels or more, square or not.
             rngs: draws the drop path in training mode.
             mix_boxes: boxes to exchange after the stem, see `Classifier`.
+            valid: (height, width) in pixels, at least 1, of pictures in the top left corner of a larger canvas. Maps
+                are then those of each picture alone, and what they have beside it means nothing. Statistics of
+                BatchNorm are those of the pictures. None: the pictures fill the canvas.
 
         Raises:
-            ValueError: images of another shape or type, or no rngs where drop path needs them.
+            ValueError: images of another shape or type, or no rngs where drop path needs them; sizes of another number
+                of pictures.
         """
         check_images(images)
+        check_valid(images, valid)
         if mix_boxes is not None and (images.shape[1] % MIN_SIZE or images.shape[2] % MIN_SIZE):
             raise ValueError(
                 f"mix_boxes exchange {MIX_SCALE}x{MIX_SCALE} stem positions for each token, which needs heights and "
@@ -137,17 +150,18 @@ class Backbone(nnx.Module):
             )
         keys = self._drop_path_keys(rngs)
         with jax.named_scope("stem"):
-            x = self.patch_embed(jnp.asarray(images, self.dtype))
+            x = self.patch_embed(jnp.asarray(images, self.dtype), valid)
+        valid = strided(valid, 4)
         if mix_boxes is not None:
             x = swap_boxes(x, mix_boxes * MIX_SCALE)
         maps = []
         for index, (stage, stage_keys) in enumerate(zip(self.layers, keys, strict=True)):
             with jax.named_scope(f"stage{index + 1}"):
-                x = stage(x, stage_keys)
+                x = stage(x, stage_keys, valid)
             maps.append(x)
             if stage.downsample is not None:
                 with jax.named_scope("downsample"):
-                    x = stage.downsample(x)
+                    x, valid = stage.downsample(x, valid), strided(valid, 2)
         if self.extra_norms is None:
             return tuple(maps)
         return tuple(norm(x) for norm, x in zip(self.extra_norms, maps, strict=True))
@@ -179,4 +193,16 @@ def check_images(images: Images) -> None:
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(
             f"Expected images {expected}; got {dtype} of shape {shape}. Normalise them: (images / 255 - mean) / std."
+        )
+
+
+def check_valid(images: Images, valid: Valid | None) -> None:
+    """Raise ValueError unless sizes are (height, width) of every image, in whole numbers."""
+    if valid is None:
+        return
+    shape, dtype = np.shape(valid), jnp.result_type(valid)
+    if shape != (len(images), 2) or not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(
+            f"valid holds (height, width) of each of {len(images)} images, whole numbers of shape ({len(images)}, 2); "
+            f"got {dtype} of shape {shape}."
         )

@@ -10,6 +10,7 @@ from rmt_jax.ops.anchors import (
 )
 from rmt_jax.ops.assignment import Assignment, MatchRule, assign, prepend_ground_truths
 from rmt_jax.ops.boxes import box_area, box_iou, clip_boxes, decode_boxes, encode_boxes, giou
+from rmt_jax.ops.canvas import Valid, clear, inside, strided
 from rmt_jax.ops.depthwise import depthwise_conv2d
 from rmt_jax.ops.detections import Proposals, rcnn_detections, retinanet_detections, rpn_proposals
 from rmt_jax.ops.erasing import random_erasing
@@ -36,6 +37,7 @@ from rmt_jax.ops.retention import (
     axis_decay,
     decomposed_retention,
     full_retention,
+    full_retention_by_rows,
     log_decay_rates,
     manhattan_decay,
     pairs_to_halves,
@@ -58,6 +60,7 @@ __all__ = [
     "MatchRule",
     "Proposals",
     "Samples",
+    "Valid",
     "adaptive_mean_pool",
     "anchor_boxes",
     "anchors_inside",
@@ -73,6 +76,7 @@ __all__ = [
     "box_mask",
     "box_share",
     "classwise_nms",
+    "clear",
     "clip_boxes",
     "decode_boxes",
     "decomposed_retention",
@@ -83,11 +87,13 @@ __all__ = [
     "ffn_fits",
     "fits",
     "full_retention",
+    "full_retention_by_rows",
     "fused_ffn",
     "gelu",
     "giou",
     "giou_loss",
     "greedy_nms",
+    "inside",
     "l1_loss",
     "layer_norm",
     "linear",
@@ -117,6 +123,7 @@ __all__ = [
     "sigmoid_focal_loss",
     "smooth_l1_loss",
     "softmax_cross_entropy",
+    "strided",
     "swap_boxes",
     "token_targets",
     "unpack_bits",

@@ -10,27 +10,38 @@ Axes: batch, height, width, channels = heads * dim.
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float
 
 from rmt_jax.ops import formulations
+from rmt_jax.ops.canvas import Valid
 from rmt_jax.ops.formulations import Overrides, by_platform
 from rmt_jax.ops.pallas_retention import fits, fused_retention_backward, fused_retention_forward
 from rmt_jax.ops.retention import (
     Heads,
     axis_decay,
+    canvas_rows,
     decomposed_retention,
     full_retention,
+    full_retention_by_rows,
     manhattan_decay,
     rotary_phase,
     rotate,
+    turn,
 )
 
 Map = Float[Array, "batch height width channels"]
+HeadMap = Float[Array, "batch height width heads dim"]
+Saved = tuple[Map, Map, Map, Valid | None]
+
+# Above so many logits of a picture, 128 MB of float32, full retention works on some rows of queries at a time.
+MOST_LOGITS = 2**25
+LOGITS_AT_A_TIME = 2**24
 
 
-def masa(q: Map, k: Map, v: Map, heads: Heads) -> Map:
+def masa(q: Map, k: Map, v: Map, heads: Heads, valid: Valid | None = None) -> Map:
     """Rotation, scaling by dim ** -0.5, logits, decay, softmax and values (paper, section 3.2).
 
     Args:
@@ -38,40 +49,61 @@ def masa(q: Map, k: Map, v: Map, heads: Heads) -> Map:
         k: keys as projected, ordered in the same way.
         v: values.
         heads: what they are.
+        valid: sizes of the pictures where they do not fill their maps: what is outside of them is not attended to, and
+            rotary phases are those of a map as wide as the picture. There is no kernel for it.
 
     Returns:
         A map of v's shape and type.
     """
-    return _masa(heads, q, k, v)
+    return _masa(heads, q, k, v, valid)
 
 
-def attend(q: Map, k: Map, v: Map, heads: Heads) -> Map:
+def attend(q: Map, k: Map, v: Map, heads: Heads, valid: Valid | None = None) -> Map:
     """The same without its own backward pass or a choice of formulation: every picture at once."""
     batch, height, width, channels = q.shape
     log_rates = np.asarray(heads.log_rates, np.float32)
     dim = channels // len(log_rates)
     q, k, v = (x.reshape(batch, height, width, -1, dim) for x in (q, k, v))
-    phase = rotary_phase(height, width, dim)[:, :, None]
-    q, k = rotate(q, phase), rotate(k * dim**-0.5, phase)
-    if heads.decomposed:
-        decays = axis_decay(width, log_rates), axis_decay(height, log_rates)
-        y = jax.vmap(decomposed_retention, in_axes=(0, 0, 0, None, None))(q, k, v, *decays)
+    q, k = _rotated(q, valid), _rotated(k * dim**-0.5, valid)
+    large = len(log_rates) * (height * width) ** 2 > MOST_LOGITS
+    if heads.decomposed or large or valid is not None:
+        decays = _axis_decay(width, log_rates, valid, 1), _axis_decay(height, log_rates, valid, 0)
+        rows = max(1, LOGITS_AT_A_TIME // (len(log_rates) * height * width**2))
+        along_axes = decomposed_retention if heads.decomposed else functools.partial(full_retention_by_rows, rows=rows)
+        y = jax.vmap(along_axes, in_axes=(0, 0, 0, None, None) if valid is None else 0)(q, k, v, *decays)
     else:
         y = jax.vmap(full_retention, in_axes=(0, 0, 0, None))(q, k, v, manhattan_decay(height, width, log_rates))
     return y.reshape(batch, height, width, channels)
 
 
+def _rotated(x: HeadMap, valid: Valid | None) -> HeadMap:
+    _, height, width, _, dim = x.shape
+    phase = rotary_phase(height, width, dim)
+    if valid is None:
+        return rotate(x, phase[:, :, None])
+    sin, cos = (canvas_rows(table, valid[:, 1])[:, :, :, None] for table in (np.sin(phase), np.cos(phase)))
+    return turn(x, sin, cos)
+
+
+def _axis_decay(length: int, log_rates: Float[np.ndarray, " heads"], valid: Valid | None, axis: int) -> Array:
+    """[heads length length]; with sizes one for each picture, in which keys outside of it are hidden."""
+    decay = axis_decay(length, log_rates)
+    if valid is None:
+        return decay
+    return jnp.where(jnp.arange(length) < valid[:, axis, None, None, None], decay, -jnp.inf)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _masa(heads: Heads, q: Map, k: Map, v: Map) -> Map:
-    return _result(heads, formulations.overrides(), q, k, v)
+def _masa(heads: Heads, q: Map, k: Map, v: Map, valid: Valid | None) -> Map:
+    return _result(heads, formulations.overrides(), q, k, v, valid)
 
 
-def _forward(heads: Heads, q: Map, k: Map, v: Map) -> tuple[Map, tuple[Map, Map, Map]]:
-    return _masa(heads, q, k, v), (q, k, v)
+def _forward(heads: Heads, q: Map, k: Map, v: Map, valid: Valid | None) -> tuple[Map, Saved]:
+    return _masa(heads, q, k, v, valid), (q, k, v, valid)
 
 
-def _backward(heads: Heads, saved: tuple[Map, Map, Map], dout: Map) -> tuple[Map, Map, Map]:
-    return _gradients(heads, formulations.overrides(), *saved, dout)
+def _backward(heads: Heads, saved: Saved, dout: Map) -> tuple[Map, Map, Map, None]:
+    return *_gradients(heads, formulations.overrides(), *saved, dout), None
 
 
 _masa.defvjp(_forward, _backward)
@@ -79,20 +111,22 @@ _masa.defvjp(_forward, _backward)
 
 # Compiled with what calls them; jitted so that the blocks of a stage trace them, kernels above all, once.
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _result(heads: Heads, overrides: Overrides, q: Map, k: Map, v: Map) -> Map:
-    at_once = functools.partial(attend, heads=heads)
-    kernel = functools.partial(fused_retention_forward, heads) if _fits(heads, q) else at_once
+def _result(heads: Heads, overrides: Overrides, q: Map, k: Map, v: Map, valid: Valid | None) -> Map:
+    at_once = functools.partial(attend, heads=heads, valid=valid)
+    kernel = functools.partial(fused_retention_forward, heads) if _fits(heads, q, valid) else at_once
     return by_platform("retention", overrides, {"at_once": at_once, "kernel": kernel}, q, k, v)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _gradients(heads: Heads, overrides: Overrides, q: Map, k: Map, v: Map, dout: Map) -> tuple[Map, Map, Map]:
+def _gradients(
+    heads: Heads, overrides: Overrides, q: Map, k: Map, v: Map, valid: Valid | None, dout: Map
+) -> tuple[Map, Map, Map]:
     def at_once(q: Map, k: Map, v: Map, dout: Map) -> tuple[Map, Map, Map]:
-        return jax.vjp(functools.partial(attend, heads=heads), q, k, v)[1](dout)
+        return jax.vjp(functools.partial(attend, heads=heads, valid=valid), q, k, v)[1](dout)
 
-    kernel = functools.partial(fused_retention_backward, heads) if _fits(heads, q) else at_once
+    kernel = functools.partial(fused_retention_backward, heads) if _fits(heads, q, valid) else at_once
     return by_platform("retention", overrides, {"at_once": at_once, "kernel": kernel}, q, k, v, dout)
 
 
-def _fits(heads: Heads, x: Map) -> bool:
-    return fits(x.shape[1], x.shape[2], x.shape[3], x.dtype, heads)
+def _fits(heads: Heads, x: Map, valid: Valid | None) -> bool:
+    return valid is None and fits(x.shape[1], x.shape[2], x.shape[3], x.dtype, heads)

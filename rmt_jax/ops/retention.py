@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 Image = Float[Array, "height width heads dim"]
+Rows = Float[Array, "rows width heads dim"]
 
 
 class Heads(NamedTuple):
@@ -80,6 +81,48 @@ def full_retention(q: Image, k: Image, v: Image, decay: Float[Array, "heads toke
     return _heads(flat(q), flat(k), flat(v), decay).reshape(v.shape)
 
 
+def full_retention_by_rows(
+    q: Image,
+    k: Image,
+    v: Image,
+    width_decay: Float[Array, "heads width width"],
+    height_decay: Float[Array, "heads height height"],
+    *,
+    rows: int,
+) -> Image:
+    """`full_retention` with the logits of some rows of queries at a time, and again at a time in the backward pass.
+
+    For maps such as a detector's, whose logits of all queries are hundreds of megabytes. The Manhattan decay is the sum
+    of the decays along both axes, made for the same queries only.
+
+    Args:
+        q: queries, rotated.
+        k: keys, rotated and scaled.
+        v: values.
+        width_decay: along a row, as `axis_decay` gives it; -inf hides the keys of a column.
+        height_decay: along a column; -inf hides the keys of a row.
+        rows: of queries at a time, at most; as many as make blocks of one size.
+    """
+    height, _, heads, _ = q.shape
+    blocks = -(-height // rows)
+    rows = -(-height // blocks)
+    flat = functools.partial(jnp.reshape, shape=(-1, *q.shape[2:]))
+    k, v = flat(k), flat(v)
+
+    def attend(block: tuple[Rows, Float[Array, "rows heads height"]]) -> Rows:
+        q, down = block
+        decay = jnp.moveaxis(down, 1, 0)[:, :, None, :, None] + width_decay[:, None, :, None, :]
+        return _heads(flat(q), k, v, decay.reshape(heads, -1, len(k))).reshape(q.shape)
+
+    def split(x: Float[Array, "height ..."]) -> Float[Array, "blocks rows ..."]:
+        padded = jnp.pad(x, [(0, blocks * rows - height)] + [(0, 0)] * (x.ndim - 1))
+        return padded.reshape(blocks, rows, *x.shape[1:])
+
+    attend = jax.checkpoint(attend, prevent_cse=False)  # lax.map's loop keeps the recomputation apart
+    y = jax.lax.map(attend, (split(q), split(jnp.moveaxis(height_decay, 0, 1))))
+    return y.reshape(-1, *q.shape[1:])[:height]
+
+
 def log_decay_rates(num_heads: int, start: float | int, span: float | int) -> Float[np.ndarray, " heads"]:
     """log(gamma) of each head: gamma_i = 1 - 2 ** (-start - span * i / num_heads), upstream's `Relpos.decay`.
 
@@ -121,6 +164,20 @@ def rotary_phase(height: int, width: int, dim: int) -> Float[np.ndarray, "height
     return index * rotary_angles(dim)
 
 
+def canvas_rows(
+    table: Float[np.ndarray, "height width pairs"], widths: Int[Array, " batch"]
+) -> Float[Array, "batch height width pairs"]:
+    """A function of the flat index h * width + w at positions of pictures that are narrower than their canvas.
+
+    Args:
+        table: the function, of the canvas's own positions.
+        widths: of the pictures, in positions; what lies beside them gets other values of the table.
+    """
+    height, width, pairs = table.shape
+    row = functools.partial(jax.lax.dynamic_slice_in_dim, jnp.asarray(table.reshape(-1, pairs)), slice_size=width)
+    return jax.vmap(jax.vmap(row))(jnp.arange(height) * widths[:, None])
+
+
 def pairs_to_halves(x: Float[Array, "*axes channels"], num_heads: int) -> Float[Array, "*axes channels"]:
     """Reorder each head's channels from x0 y0 x1 y1 ... to x0 x1 ... y0 y1 ..., where (x, y) are turned together.
 
@@ -141,6 +198,14 @@ def rotate(
         phase: radians, one for each pair; broadcasts against the leading axes of x. Known when the function is
             compiled, so that sines and cosines are constants: XLA would compute them again for every picture and head.
     """
-    sin, cos = np.sin(phase), np.cos(phase)
+    return turn(x, np.sin(phase), np.cos(phase))
+
+
+def turn(
+    x: Float[Array, "*tokens dim"],
+    sin: Float[Array | np.ndarray, "*phase_tokens pairs"],
+    cos: Float[Array | np.ndarray, "*phase_tokens pairs"],
+) -> Float[Array, "*tokens dim"]:
+    """`rotate` by phases with these sines and cosines."""
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

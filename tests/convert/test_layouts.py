@@ -1,7 +1,6 @@
 """Every layout that upstream's files come in, as real files through the command: RMT-nano, which is quick."""
 
 import collections
-import json
 import pathlib
 from collections.abc import Callable
 
@@ -13,8 +12,15 @@ import torch
 from rmt_jax.cli import main
 from rmt_jax.convert import Weights, read_weights
 from rmt_jax.models import variant
-from tests.convert.upstream import StateDict, prefixed, save, state_dict, torch_model, training_checkpoint
-from tests.golden import golden
+from tests.convert.upstream import (
+    StateDict,
+    detector_state_dict,
+    prefixed,
+    save,
+    state_dict,
+    torch_model,
+    training_checkpoint,
+)
 
 Convert = Callable[..., Weights]
 
@@ -132,46 +138,27 @@ def test_metadata_of_state_dicts_is_no_hindrance(convert: Convert) -> None:
     assert_holds(convert({"meta": meta, "state_dict": ordered}), RAW)
 
 
-DENSE = {
-    "retinanet_t": ("rmt_t", "mmdetection, RetinaNet", ("neck", "bbox_head")),
-    "maskrcnn_s": (
-        "rmt_s",
-        "mmdetection, Mask R-CNN",
-        ("neck", "rpn_head", "roi_head.bbox_head", "roi_head.mask_head"),
-    ),
-    "cascade_s": ("rmt_s", "mmdetection, Cascade Mask R-CNN", ("neck", "roi_head.mask_head")),
-}
-
-
-@pytest.mark.parametrize(
-    ("fixture", "prefix"),
-    [
-        *(pytest.param(fixture, "", marks=[pytest.mark.slow] * fixture.endswith("_s")) for fixture in DENSE),
-        ("retinanet_t", "module."),
-    ],
-)
-def test_whole_detectors(fixture: str, prefix: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every key that upstream's model has, through the command; the backbone is taken, the heads are named."""
-    name, layout, groups = DENSE[fixture]
-    manifest = json.loads((golden.ROOT / "dense" / fixture / "manifest.json").read_text())
-    backbone = state_dict(name, headless=True, extra_norms=True)
-    file: StateDict = {}
-    for row in manifest:
-        own = backbone.get(row["key"].removeprefix("backbone."))
-        in_backbone = row["key"].startswith("backbone.")
-        file[prefix + row["key"]] = own if in_backbone and own is not None else torch.zeros(()).expand(row["shape"])
-    path = save(tmp_path / "latest.pth", {"meta": {"epoch": 12}, "state_dict": file})
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_detector_that_is_none_of_ours(
+    prefix: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A Faster R-CNN, which has no masks: the backbone is taken, and what is left out is named."""
+    backbone = state_dict("rmt_nano", headless=True, extra_norms=True)
+    heads = {
+        key: tensor
+        for key, tensor in detector_state_dict("rmt_nano", "maskrcnn_s").items()
+        if not key.startswith(("backbone.", "roi_head.mask_head."))
+    }
+    path = save(tmp_path / "latest.pth", {"state_dict": prefixed(prefixed(backbone, "backbone.") | heads, prefix)})
     assert main(["convert", str(path), str(tmp_path / "model.pth")]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert f"layout {layout}" in said
-    assert f"model {name}, backbone with norms of its maps" in said
-    left = [row for row in manifest if not row["key"].startswith("backbone.")]
-    assert f"left out {len(left)} entries beside the backbone" in said
-    for group in groups:
-        count = sum(row["key"].startswith(f"{group}.") for row in left)
-        assert f"{group} ({count})" in said
+    assert "layout mmdetection" in said
+    assert "model rmt_nano, backbone with norms of its maps" in said
+    assert f"left out {len(heads)} entries beside the backbone" in said
+    for group in ("neck", "rpn_head", "roi_head.bbox_head"):
+        assert f"{group} ({sum(key.startswith(f'{group}.') for key in heads)})" in said
     saved = torch.load(tmp_path / "model.pth", weights_only=True)["model"]
-    torch_model(variant(name, extra_norms=True), headless=True).load_state_dict(saved, strict=True)
+    torch_model(variant("rmt_nano", extra_norms=True), headless=True).load_state_dict(saved, strict=True)
     assert saved.keys() == backbone.keys()
     assert all(torch.equal(saved[key], backbone[key]) for key in backbone)
 

@@ -73,6 +73,26 @@ def segmentor_state_dict(name: str, fixture: str, *, num_classes: int = 150) -> 
     return found
 
 
+def detector_state_dict(name: str, fixture: str, *, num_classes: int = 80) -> StateDict:
+    """A complete state dict of mmdet's: the keys of a recorded model's neck and heads, with the widths of a variant."""
+    dims = variant(name).embed_dims
+    found = prefixed(state_dict(name, headless=True, extra_norms=True), "backbone.")
+    outputs = {"retina_cls": 9 * num_classes, "fc_cls": num_classes + 1, "fc_reg": 4 * num_classes}
+    outputs["conv_logits"] = num_classes
+    for row in json.loads((golden.ROOT / "dense" / fixture / "manifest.json").read_text()):
+        key, shape = row["key"], list(row["shape"])
+        if key.startswith("backbone."):
+            continue
+        if key.split(".")[-2] in outputs:
+            shape[0] = outputs[key.split(".")[-2]]
+        elif lateral := re.search(r"lateral_convs\.(\d)\.conv\.weight$", key):
+            shape[1] = dims[int(lateral[1]) + fixture.startswith("retinanet")]
+        elif key == "neck.fpn_convs.3.conv.weight" and fixture.startswith("retinanet"):
+            shape[1] = dims[3]
+        found[key] = torch.from_numpy(np.asarray(golden.weight(key, shape, row["rule"], row.get("gain", 1.0))))
+    return found
+
+
 def training_checkpoint(model: StateDict, ema: StateDict | None) -> dict[str, Any]:
     """What upstream's training saves: also the optimiser, the scaler and the command line's options."""
     learned = [value for key, value in model.items() if "running" not in key and value.ndim and "Relpos" not in key]

@@ -65,4 +65,4 @@ def test_not_for_classifiers() -> None:
 
 def test_unknown_task() -> None:
     with jaxtyping_disabled(), pytest.raises(ValueError, match="task must be one of classification, backbone"):
-        create_model("rmt_nano", task="detection")
+        create_model("rmt_nano", task="tracking")

@@ -224,9 +224,9 @@ def test_what_makes_no_segmentor() -> None:
             ("rmt_s", {"head": "uper"}, "one of semantic_fpn, upernet; got 'uper'"),
             ("rmt_s", {"dropout": 1.0}, r"dropout is a probability in \[0, 1\), got 1.0"),
             ("rmt_s_star", {}, "use the name without _star"),
-            ("rmt_s", {"task": "classification"}, "head='upernet' is of task='segmentation', and the task is 'cl"),
+            ("rmt_s", {"task": "classification"}, "head='upernet' is of task='segmentation' or 'detection', and the t"),
             ("rmt_s", {"task": "backbone", "head": None, "dropout": 0.2}, "dropout=0.2 is of task='segmentation'"),
-            ("rmt_s", {"task": "detection"}, "task must be one of classification, backbone, segmentation"),
+            ("rmt_s", {"task": "tracking"}, "task must be one of classification, backbone, segmentation, detection"),
         ):
             with pytest.raises(ValueError, match=message):
                 create_model(name, **{**options, **changes})

@@ -1,6 +1,7 @@
 """Token-labelled models: two outputs, the rule that joins them, and mix-token."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +79,7 @@ def test_the_box_counts_tokens_of_eight_stem_positions(monkeypatch: pytest.Monke
     """What the first stage is given is the stem's map with the box times eight exchanged."""
     model, seen = small("rmt_s_star"), []
 
-    def record(stage: nnx.Module, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+    def record(stage: nnx.Module, x: jax.Array, *_: Any) -> jax.Array:
         seen.append(x)
         return x
 

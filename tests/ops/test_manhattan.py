@@ -7,16 +7,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmt_jax.ops import Heads, formulations, masa, pairs_to_halves
+from rmt_jax.ops import (
+    Heads,
+    axis_decay,
+    formulations,
+    full_retention,
+    full_retention_by_rows,
+    manhattan_decay,
+    masa,
+    pairs_to_halves,
+)
 from tests.ops.test_pallas_retention import errors, heads_of, maps, specification, with_gradients
 
 Function = Callable[..., jax.Array]
 
 
-def ours(heads: Heads) -> Function:
+def ours(heads: Heads, valid: jax.Array | None = None) -> Function:
     """Of maps with pairs side by side."""
     count = len(heads.log_rates)
-    return lambda q, k, v: masa(pairs_to_halves(q, count), pairs_to_halves(k, count), v, heads)
+    return lambda q, k, v: masa(pairs_to_halves(q, count), pairs_to_halves(k, count), v, heads, valid)
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -26,6 +35,46 @@ def test_equals_the_specification(full: bool) -> None:
     result, *gradients = errors(ours_of_both, with_gradients(specification(2, full))(*arguments))
     assert result < 1e-6
     assert max(gradients) < 1e-5
+
+
+@pytest.mark.parametrize("rows", [1, 3, 9])
+def test_by_rows_equals_all_at_once(rows: int) -> None:
+    """Some rows of queries at a time; 3 of 5 are two blocks, of 3 and of 2."""
+    *qkv, dout = (x[0].reshape(5, 7, 2, 12) for x in maps(1, 5, 7, 24))
+    rates = np.asarray(heads_of(2, True).log_rates, np.float32)
+    decays = axis_decay(7, rates), axis_decay(5, rates)
+    by_rows = with_gradients(lambda q, k, v: full_retention_by_rows(q, k, v, *decays, rows=rows))(*qkv, dout)
+    decay = manhattan_decay(5, 7, rates)
+    result, *gradients = errors(by_rows, with_gradients(lambda q, k, v: full_retention(q, k, v, decay))(*qkv, dout))
+    assert result < 1e-6
+    assert max(gradients) < 1e-5
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_pictures_on_a_canvas_equal_the_specification_of_each_alone(full: bool) -> None:
+    """Forward and backward, whatever is beside them."""
+    sizes = ((5, 7), (6, 3))
+    canvas, function = maps(2, 6, 9, 24, scale=3), ours(heads_of(2, full), jnp.array(sizes))
+    *qkv, dout = canvas
+    inside = jnp.stack([jnp.pad(jnp.ones(size), ((0, 6 - size[0]), (0, 9 - size[1]))) for size in sizes])[..., None]
+    found = with_gradients(function)(*qkv, dout * inside)
+    for index, (height, width) in enumerate(sizes):
+        part = (slice(index, index + 1), slice(height), slice(width))
+        expected = with_gradients(specification(2, full))(*(x[part] for x in canvas))
+        result, *gradients = errors([x[part] for x in found], expected)
+        assert result < 1e-6
+        assert max(gradients) < 1e-5
+    # What is beside the pictures has no gradient.
+    assert not any(np.any(np.asarray(gradient * (1 - inside))) for gradient in found[1:])
+
+
+@pytest.mark.parametrize("canvas", [False, True])
+def test_logits_of_a_detectors_map_are_never_all_there(canvas: bool) -> None:
+    """Stage 3 of RMT-T at 800x1344, of which they are 564 MB for a picture; with gradients 1,142 MB are used then."""
+    x, sizes = jax.ShapeDtypeStruct((1, 50, 84, 256), jnp.float32), jnp.array([[50, 84]])
+    function = ours(heads_of(8, True), sizes if canvas else None)
+    memory = with_gradients(function).lower(x, x, x, x).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 260e6
 
 
 def test_each_platform_gets_its_formulation() -> None:
