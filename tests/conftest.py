@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rmt_jax.data import DataConfig, open_source, prepare_digits
+from rmt_jax.data.detection.digits import prepare_digits_detection
 from rmt_jax.data.digits import prepare
 from rmt_jax.data.imagenet_shards import Progress
 from rmt_jax.data.label_maps import map_name
@@ -57,6 +58,14 @@ def digits_segmentation_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A TFDS data directory with the digits on photographs in it."""
     directory = str(tmp_path_factory.mktemp("tfds"))
     prepare(DigitsSegmentation, directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def digits_detection_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A TFDS data directory beside whose data sets are the digits with boxes."""
+    directory = str(tmp_path_factory.mktemp("tfds"))
+    prepare_digits_detection(directory)
     return directory
 
 

@@ -18,6 +18,7 @@ RESERVED = {
     "orbax": {"training", "convert"},
     "tensorstore": {"convert"},
     "cv2": {"data"},
+    "pycocotools": {"data", "tasks"},
     "torch": {"convert"},
     "safetensors": {"convert"},
     "huggingface_hub": {"convert"},

@@ -11,8 +11,8 @@ from PIL import Image
 
 from rmt_jax.cli import main
 from rmt_jax.convert import Preprocessing, Weights, write_weights
+from rmt_jax.data.resize import resize_image
 from rmt_jax.data.segmentation import palette
-from rmt_jax.data.segmentation.transforms import resize_image
 from rmt_jax.models import AnyModel, abstract_model, build_model, variant
 from rmt_jax.models.arrays import flat_paths, model_arrays
 from rmt_jax.ops import resize_bilinear

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from rmt_jax.data import DataConfig, SegmentationDataConfig
+from rmt_jax.data import DataConfig, DetectionDataConfig, SegmentationDataConfig
 from rmt_jax.data.imagenet import HOW_TO_DOWNLOAD
 from rmt_jax.data.imagenet_shards import Progress
 from rmt_jax.data.imagenet_writer import SPLITS, prepare_imagenet
@@ -26,12 +26,14 @@ Interrupted, the same command goes on. Tars with fewer classes or pictures are t
 """
 
 CHECK_DESCRIPTION = """\
-Reads every picture and label map of a split for segmentation, says what is wrong, and counts the classes.
+Reads every picture of a split for segmentation or detection and its label map, boxes and masks, says what is wrong, and
+counts the classes.
 
   rmt data check --name label_folder --dir DIR --split train
   rmt data check --name ade20k --dir ADEChallengeData2016 --split validation --reduce-zero-label
+  rmt data check --name coco_json --dir DIR --split train2017 --masks
 
-Exit code 1: there are label maps that would stop a run, or pictures that cannot be read.
+Exit code 1: there are label maps or annotations that would stop a run, or pictures that cannot be read.
 """
 
 _SECONDS_BETWEEN_LINES = 30
@@ -54,15 +56,18 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     imagenet.set_defaults(run=_run_imagenet)
     check = sets.add_parser(
         "check",
-        help="a data set with a label for every pixel",
+        help="a data set with a label for every pixel, or with boxes",
         description=CHECK_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    check.add_argument("--name", required=True, help="as data.name: ade20k, label_folder or a TFDS name")
+    check.add_argument("--name", required=True, help="as data.name: ade20k, label_folder, coco_json or a TFDS name")
     check.add_argument("--dir", help="as data.dir")
     check.add_argument("--split", required=True, help="as data.train_split or data.eval_split")
     check.add_argument("--reduce-zero-label", action="store_true", help="as data.segmentation.reduce_zero_label")
     check.add_argument("--num-classes", type=int, default=0, metavar="N", help="as data.segmentation.num_classes")
+    check.add_argument("--masks", action="store_true", help="as data.detection.masks")
+    check.add_argument("--annotations", metavar="PATH", help="as data.detection.annotations")
+    check.add_argument("--images", metavar="PATH", help="as data.detection.images")
     check.add_argument("--threads", type=int, default=4, metavar="N", help="that decode (default: 4)")
     check.set_defaults(run=_run_check)
 
@@ -76,28 +81,67 @@ def _run_imagenet(options: argparse.Namespace) -> int:
 
 def _run_check(options: argparse.Namespace) -> int:
     # Imported here: nothing else of this command needs OpenCV.
-    from rmt_jax.data.segmentation import open_segmentation_source
-    from rmt_jax.data.segmentation.survey import survey
+    from rmt_jax.data.detection.sources import is_detection
 
     if options.threads < 1:
         raise ValueError(f"--threads={options.threads}: expected 1 or more")
-    segmentation = SegmentationDataConfig(reduce_zero_label=options.reduce_zero_label, num_classes=options.num_classes)
-    config = DataConfig(name=options.name, dir=options.dir, segmentation=segmentation)
+    places = {name: getattr(options, name) for name in ("annotations", "images") if getattr(options, name)}
+    config = DataConfig(
+        name=options.name,
+        dir=options.dir,
+        segmentation=SegmentationDataConfig(
+            reduce_zero_label=options.reduce_zero_label, num_classes=options.num_classes
+        ),
+        detection=DetectionDataConfig(masks=options.masks, **places),
+    )
+    problems = (_check_boxes if is_detection(config) else _check_label_maps)(config, options)
+    for problem in problems[:_PROBLEMS_SHOWN]:
+        print(problem)
+    if len(problems) > _PROBLEMS_SHOWN:
+        print(f"and {len(problems) - _PROBLEMS_SHOWN:,} more")
+    return 1 if problems else 0
+
+
+def _check_label_maps(config: DataConfig, options: argparse.Namespace) -> list[str]:
+    """Print what a split for segmentation holds; returns what is wrong with it."""
+    from rmt_jax.data.segmentation import open_segmentation_source
+    from rmt_jax.data.segmentation.survey import survey
+
     source = open_segmentation_source(config, options.split)
     with _terminal_progress(Console(stderr=True), "reading", "read") as progress:
-        found = survey(source, segmentation, threads=options.threads, advance=progress.advance)
+        found = survey(source, config.segmentation, threads=options.threads, advance=progress.advance)
     total = max(1, int(found.pixels.sum()) + found.ignored)
     print(f"{source.name}: {len(source):,} pictures, {source.num_classes} classes")
-    print(f"{len(found.shapes)} shapes when resized to {segmentation.scale} for evaluation")
+    print(f"{len(found.shapes)} shapes when resized to {config.segmentation.scale} for evaluation")
     for label, name in enumerate(source.class_names):
         share = found.pixels[label] / total
         print(f"{label:4}  {name:24} {share:8.3%} of the pixels, in {found.pictures[label]:,} pictures")
     print(f" 255  {'(ignored)':24} {found.ignored / total:8.3%} of the pixels")
-    for problem in found.problems[:_PROBLEMS_SHOWN]:
-        print(problem)
-    if len(found.problems) > _PROBLEMS_SHOWN:
-        print(f"and {len(found.problems) - _PROBLEMS_SHOWN:,} more")
-    return 1 if found.problems else 0
+    return found.problems
+
+
+def _check_boxes(config: DataConfig, options: argparse.Namespace) -> list[str]:
+    """Print what a split for detection holds; returns what is wrong with it."""
+    from rmt_jax.data.detection import open_detection_source
+    from rmt_jax.data.detection.survey import survey
+
+    source = open_detection_source(config, options.split)
+    with _terminal_progress(Console(stderr=True), "reading", "read") as progress:
+        found = survey(source, config.detection, threads=options.threads, advance=progress.advance)
+    small, medium, large = found.sizes
+    print(f"{source.name}: {len(source):,} pictures, {source.num_classes} classes")
+    print(
+        f"{found.objects.sum():,} objects: {small:,} small, {medium:,} medium, {large:,} large; {found.crowds:,} crowds"
+    )
+    print(f"at most {found.most} objects in a picture")
+    for label, name in enumerate(source.class_names):
+        print(f"{label:4}  {name:24} {found.objects[label]:10,} objects, in {found.pictures[label]:,} pictures")
+    for reason, count in found.left_out.items():
+        print(f"left out: {count:,} annotations {reason}")
+    for reason, count in found.not_trained.items():
+        print(f"left out of training: {count:,} pictures {reason}")
+    print(f"{len(found.shapes)} padded shapes when resized to {config.detection.eval_scale} for evaluation")
+    return found.problems
 
 
 @contextlib.contextmanager

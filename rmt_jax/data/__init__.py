@@ -3,6 +3,7 @@
 from rmt_jax.data.batches import TooManyUnreadableError
 from rmt_jax.data.config import AugmentConfig, DataConfig, RandAugmentConfig, SegmentationDataConfig, TokenLabelsConfig
 from rmt_jax.data.decode import CorruptImageError, decode
+from rmt_jax.data.detection_config import DetectionDataConfig
 from rmt_jax.data.digits import Digits, prepare_digits
 from rmt_jax.data.pipeline import EvalLoader, TrainLoader
 from rmt_jax.data.sources import Example, ImageSource, open_source
@@ -12,6 +13,7 @@ __all__ = [
     "AugmentConfig",
     "CorruptImageError",
     "DataConfig",
+    "DetectionDataConfig",
     "Digits",
     "EvalLoader",
     "Example",

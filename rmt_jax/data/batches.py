@@ -3,9 +3,10 @@
 import abc
 import contextlib
 import functools
+import itertools
 import logging
-from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, Generic
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 import grain
 import numpy as np
@@ -19,6 +20,11 @@ from rmt_jax.data.workers import start_worker
 
 Batch = dict[str, np.ndarray]
 Element = dict[str, np.ndarray | np.generic]
+
+# What is random of a training picture: a generator that draws it, or what was drawn.
+DrawT = TypeVar("DrawT")
+
+GroupT = TypeVar("GroupT")
 
 # In an element, which picture could not be read, for the process that counts them; -1 is none. Not in what is yielded.
 UNREADABLE = "unreadable"
@@ -75,19 +81,18 @@ class Unreadable:
         return batch
 
 
-class StepLoader(abc.ABC, Generic[RecordT]):
-    """Batches of training steps for one process of `process_count`; what a record becomes, a subclass says.
+class StepLoader(abc.ABC, Generic[RecordT, DrawT]):
+    """Batches of training steps for one process of `process_count`; in which order and what of, a subclass says.
 
     The global batch of step `i` is a pure function of (seed, i): whatever the number of processes, workers and threads
     and whatever the first step, picture `j` of the batch is the same. Process `p` yields the `p`-th consecutive slice.
-    An epoch is `steps_per_epoch` steps over a fresh permutation, see `TrainingOrder`. A picture that cannot be decoded
-    is replaced by the next one of the data set.
+    An epoch is `steps_per_epoch` steps. A picture that cannot be decoded is replaced by another.
 
     Args:
         source: the pictures.
         config: size, augmentation, workers.
         batch_size: pictures in a global batch.
-        seed: of the permutations and the augmentation, 0 <= seed < 2**32.
+        seed: of the order and the augmentation, 0 <= seed < 2**32.
         process_index: which slice to yield.
         process_count: how many processes share a batch.
 
@@ -95,7 +100,7 @@ class StepLoader(abc.ABC, Generic[RecordT]):
         unreadable: the pictures replaced so far.
 
     Raises:
-        ValueError: the batch does not divide among the processes or replicas, or is larger than the data set.
+        ValueError: the batch does not divide among the processes.
     """
 
     def __init__(
@@ -111,12 +116,6 @@ class StepLoader(abc.ABC, Generic[RecordT]):
         self.local_batch_size = local_batch_size(batch_size, process_index, process_count)
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed={seed}: expected 0 <= seed < 2**32")
-        try:
-            self._order = TrainingOrder(
-                len(source), batch_size, seed=seed, repeats=config.repeats, replicas=config.repeat_replicas
-            )
-        except ValueError as error:
-            raise ValueError(f"{source.name}: {error}") from error
         self.source: Source[RecordT] = source
         self.config = config
         self.batch_size = batch_size
@@ -124,18 +123,22 @@ class StepLoader(abc.ABC, Generic[RecordT]):
         self._seed = seed
         self._process_index = process_index
 
+    @property
     @abc.abstractmethod
-    def prepare(self, record: RecordT, rng: np.random.Generator) -> Element:
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch."""
+
+    @abc.abstractmethod
+    def candidates(self, step: int, offset: int) -> Iterator[tuple[int, DrawT]]:
+        """The picture at a place of a global batch and what is random of it, and then those that may replace it."""
+
+    @abc.abstractmethod
+    def prepare(self, record: RecordT, draw: DrawT) -> Element:
         """A record, decoded and augmented; called in threads and worker processes.
 
         Raises:
             CorruptImageError: it cannot be decoded.
         """
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches in an epoch."""
-        return self._order.steps_per_epoch
 
     def batches(self, start_step: int, stop_step: int) -> Generator[Batch, None, None]:
         """The local batches of steps `start_step` .. `stop_step` - 1; close the generator to stop its workers early.
@@ -155,18 +158,63 @@ class StepLoader(abc.ABC, Generic[RecordT]):
         """The example at a position of this process's run; called in threads and worker processes."""
         step, offset = divmod(position, self.local_batch_size)
         step, offset = step + start_step, offset + self._process_index * self.local_batch_size
-        # The seed is the place of the picture in the whole run, so that nothing before it has to be drawn.
-        rng = np.random.default_rng((self._seed, step * self.batch_size + offset))
-        drawn = self._order.picture(step, offset)
-        for index in range(drawn, drawn + min(_LONGEST_ROW, len(self.source))):
-            record = self.source[index % len(self.source)]
+        drawn = None
+        for index, draw in itertools.islice(self.candidates(step, offset), _LONGEST_ROW):
+            record = self.source[index]
+            drawn = index if drawn is None else drawn
             try:
-                element = self.prepare(record, rng)
+                element = self.prepare(record, draw)
             except CorruptImageError as error:
                 problem = error
             else:
                 return {**element, UNREADABLE: np.int32(-1 if index == drawn else drawn)}
         raise problem
+
+
+class ShuffledLoader(StepLoader[RecordT, np.random.Generator]):
+    """All pictures in one order: an epoch is a fresh permutation, see `TrainingOrder`; the next one is the replacement.
+
+    Raises:
+        ValueError: as `StepLoader`; the batch does not divide among the replicas, or is larger than the data set.
+    """
+
+    def __init__(
+        self,
+        source: Source[RecordT],
+        config: DataConfig,
+        *,
+        batch_size: int,
+        seed: int,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> None:
+        super().__init__(
+            source,
+            config,
+            batch_size=batch_size,
+            seed=seed,
+            process_index=process_index,
+            process_count=process_count,
+        )
+        try:
+            self._order = TrainingOrder(
+                len(source), batch_size, seed=seed, repeats=config.repeats, replicas=config.repeat_replicas
+            )
+        except ValueError as error:
+            raise ValueError(f"{source.name}: {error}") from error
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return self._order.steps_per_epoch
+
+    def candidates(self, step: int, offset: int) -> Iterator[tuple[int, np.random.Generator]]:
+        """The picture drawn, and those after it in the data set."""
+        # The seed is the place of the picture in the whole run, so that nothing before it has to be drawn.
+        rng = np.random.default_rng((self._seed, step * self.batch_size + offset))
+        drawn = self._order.picture(step, offset)
+        for index in range(drawn, drawn + len(self.source)):
+            yield index % len(self.source), rng
 
 
 @contextlib.contextmanager
@@ -206,6 +254,18 @@ def iterate(
         yield from map(unreadable.take_from, iterator)
     finally:
         iterator.close()
+
+
+def plan_batches(groups: Mapping[GroupT, Sequence[int]], batch_size: int) -> list[tuple[GroupT, np.ndarray]]:
+    """Batches of one group each, with the positions of their pictures: the last one of a group is filled up with -1."""
+    batches = []
+    for group, indices in groups.items():
+        for start in range(0, len(indices), batch_size):
+            taken = np.full(batch_size, -1)
+            part = indices[start : start + batch_size]
+            taken[: len(part)] = part
+            batches.append((group, taken))
+    return batches
 
 
 def local_batch_size(batch_size: int, process_index: int, process_count: int) -> int:

@@ -2,12 +2,15 @@
 
 import dataclasses
 
+from rmt_jax.data.detection_config import DetectionDataConfig
+
 INTERPOLATIONS = ("bilinear", "bicubic")
 
-# What `data.name` may be beside a name of TFDS: with one class a picture, and with a label for every pixel.
+# What `data.name` may be beside a name of TFDS: one class a picture, a label for every pixel, boxes and masks.
 IMAGE_NAMES = ("digits", "folder", "tar")
 SEGMENTATION_NAMES = ("ade20k", "label_folder", "digits_segmentation")
-OWN_NAMES = IMAGE_NAMES + SEGMENTATION_NAMES
+DETECTION_NAMES = ("coco_json", "digits_detection")
+OWN_NAMES = IMAGE_NAMES + SEGMENTATION_NAMES + DETECTION_NAMES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +210,7 @@ class DataConfig:
         token_labels: label maps of the training pictures.
         segmentation: of pictures with a label for every pixel, in place of `image_size`, `crop_ratio`, `interpolation`,
             `augment`, `repeats` and `token_labels`.
+        detection: of pictures with boxes, likewise.
         max_unreadable: largest share of a split whose pictures may be unreadable. Fewer are replaced, more stop the
             run.
         num_workers: processes that prepare batches; 0 prepares them in threads of the main process.
@@ -232,6 +236,7 @@ class DataConfig:
     repeat_replicas: int = 16
     token_labels: TokenLabelsConfig = TokenLabelsConfig()
     segmentation: SegmentationDataConfig = SegmentationDataConfig()
+    detection: DetectionDataConfig = dataclasses.field(default_factory=DetectionDataConfig)
     max_unreadable: float = 0.01
     num_workers: int = 0
     num_threads: int = 4

@@ -3,7 +3,9 @@
 import abc
 import dataclasses
 import io
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
 
 from rmt_jax.data.decode import picture_size
 
@@ -28,7 +30,47 @@ class SegmentationExample:
     id: str
 
 
-RecordT = TypeVar("RecordT", Example, SegmentationExample)
+# The outline of an object: polygons, each x, y, x, y, ... in pixels; or COCO's compressed run lengths; or unknown.
+Outline = tuple[np.ndarray, ...] | bytes | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Objects:
+    """What is annotated in a picture; one row an object.
+
+    Attributes:
+        boxes: float32 [objects 4], x1, y1, x2, y2 in pixels of the picture; may stick out of it.
+        labels: int32 [objects], 0 .. num_classes - 1.
+        crowd: bool [objects], whether the box is around several objects that nobody told apart.
+        outlines: of each object.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    crowd: np.ndarray
+    outlines: tuple[Outline, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectionExample:
+    """One record: the encoded picture, its height and width as annotated, what is in it, and an id of the picture."""
+
+    image: bytes
+    size: tuple[int, int]
+    objects: Objects
+    id: str
+
+
+@runtime_checkable
+class Record(Protocol):
+    """What every record has."""
+
+    @property
+    def id(self) -> str:
+        """Finds it again."""
+
+
+RecordT = TypeVar("RecordT", bound=Record)
 
 
 class Source(abc.ABC, Generic[RecordT]):

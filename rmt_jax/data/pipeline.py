@@ -6,7 +6,16 @@ from collections.abc import Callable, Generator
 import numpy as np
 from PIL import Image
 
-from rmt_jax.data.batches import UNREADABLE, Batch, Element, StepLoader, Unreadable, iterate, local_batch_size, noting
+from rmt_jax.data.batches import (
+    UNREADABLE,
+    Batch,
+    Element,
+    ShuffledLoader,
+    Unreadable,
+    iterate,
+    local_batch_size,
+    noting,
+)
 from rmt_jax.data.config import DataConfig
 from rmt_jax.data.decode import CorruptImageError, decode
 from rmt_jax.data.label_maps import LabelMaps
@@ -17,14 +26,14 @@ from rmt_jax.data.transforms import eval_transform, token_label_transform, train
 _MAPS_TRIED = 20
 
 
-class TrainLoader(StepLoader[Example]):
-    """Shuffled, augmented batches for one process of `process_count`: see `StepLoader`.
+class TrainLoader(ShuffledLoader[Example]):
+    """Shuffled, augmented batches for one process of `process_count`: see `ShuffledLoader`.
 
     Its `batches` are {"image": uint8 [local_batch, height, width, 3], "label": int32 [local_batch]}, for token
     labelling also what `token_label_transform` adds.
 
     Raises:
-        ValueError: as `StepLoader`; label maps do not fit the data set.
+        ValueError: as `ShuffledLoader`; label maps do not fit the data set.
         FileNotFoundError: there are no label maps where the configuration says.
     """
 

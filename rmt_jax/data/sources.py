@@ -2,7 +2,7 @@
 
 import os
 
-from rmt_jax.data.config import IMAGE_NAMES, SEGMENTATION_NAMES, DataConfig
+from rmt_jax.data.config import DETECTION_NAMES, IMAGE_NAMES, SEGMENTATION_NAMES, DataConfig
 from rmt_jax.data.digits import prepare_digits
 from rmt_jax.data.folders import FolderSource
 from rmt_jax.data.interface import Example, ImageSource
@@ -22,9 +22,12 @@ def open_source(config: DataConfig, split: str) -> ImageSource:
             as `DIR/SPLIT/CLASS/picture.jpg`, a tar that is damaged or compressed.
         FileNotFoundError: the folder, the tars, or the prepared TFDS data set is not there.
     """
-    if config.name in SEGMENTATION_NAMES:
+    if config.name in SEGMENTATION_NAMES + DETECTION_NAMES:
+        what = (
+            ("a label for every pixel", "segmentation") if config.name in SEGMENTATION_NAMES else ("boxes", "detection")
+        )
         raise ValueError(
-            f"data.name={config.name!r} has a label for every pixel, and is for segmentation: to classify, expected "
+            f"data.name={config.name!r} has {what[0]}, and is for {what[1]}: to classify, expected "
             f"{', '.join(IMAGE_NAMES)} or a TFDS name"
         )
     if config.name == "folder":

@@ -1,6 +1,8 @@
 """Data sets prepared with TFDS, by position."""
 
+import contextlib
 import difflib
+import io
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -84,9 +86,13 @@ def find_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
 
     Raises:
         ValueError: TFDS knows no such data set, and there is none of this name in the directory.
+        FileNotFoundError: it is not prepared, and TFDS's own code of it needs TensorFlow, which is not installed.
     """
     try:
-        return tfds.builder(name, data_dir=data_dir)
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints how to install TensorFlow
+            return tfds.builder(name, data_dir=data_dir)
+    except ImportError as error:
+        return _builder_from_files(name, data_dir, error)
     except tfds.core.DatasetNotFoundError as error:
         # Community data sets are left out: to list them, TFDS would need TensorFlow and the network.
         known = {*OWN_NAMES, *tfds.list_builders(with_community_datasets=False)}
@@ -97,6 +103,18 @@ def find_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
             else f"expected one of {', '.join(OWN_NAMES)}, or of {_TFDS_LIST}"
         )
         raise ValueError(f"unknown data set data.name={name!r}: {hint}") from error
+
+
+def _builder_from_files(name: str, data_dir: str | None, problem: ImportError) -> tfds.core.DatasetBuilder:
+    """The builder of a prepared data set, without TFDS's code, which is needed to prepare it and not to read it."""
+    try:
+        return tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError:
+        where = data_dir or tfds.core.constants.DATA_DIR
+        raise FileNotFoundError(
+            f"TFDS data set {name} is not prepared in {where}: set data.dir to the directory that holds it, or prepare "
+            f"it once, with TensorFlow: tfds build {name} --file_format=array_record --data_dir={where} ({problem})"
+        ) from problem
 
 
 def _check_prepared(builder: tfds.core.DatasetBuilder) -> None:

@@ -1,5 +1,6 @@
 """What a batch means: model, loss, prediction and metric, one file a task."""
 
+from rmt_jax.tasks.average_precision import AveragePrecision
 from rmt_jax.tasks.base import Metric, Task
 from rmt_jax.tasks.classification import Classification, normalize
 from rmt_jax.tasks.distillation import DistillConfig, Teacher
@@ -9,6 +10,7 @@ from rmt_jax.tasks.mixing import MixConfig
 from rmt_jax.tasks.segmentation import Segmentation, SegmentationConfig
 
 __all__ = [
+    "AveragePrecision",
     "Classification",
     "DistillConfig",
     "MeanIoU",

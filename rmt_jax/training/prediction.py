@@ -11,7 +11,7 @@ from PIL import Image
 
 from rmt_jax.convert import IMAGENET, Weights
 from rmt_jax.data import DataConfig, SegmentationDataConfig, eval_transform
-from rmt_jax.data.segmentation.transforms import rescaled_size, resize_image
+from rmt_jax.data.resize import rescaled_size, resize_image
 from rmt_jax.models import Backbone, Segmentor
 from rmt_jax.tasks import Segmentation, SegmentationConfig, normalize
 

@@ -100,6 +100,24 @@ def _cut(photograph: Image.Image, columns: tuple[float, float], random: np.rando
 def draw_picture(
     background: np.ndarray, digits: np.ndarray, labels: np.ndarray, random: np.random.RandomState
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Some digits drawn on a background, none over another: see `draw_instances`.
+
+    Returns:
+        The picture, uint8 [height width 3], and its label map, uint8 [height width].
+    """
+    picture, instances, classes = draw_instances(background, digits, labels, random, count=_DIGITS, heights=_HEIGHTS)
+    return picture, np.array([0, *(1 + classes)], np.uint8)[instances]
+
+
+def draw_instances(
+    background: np.ndarray,
+    digits: np.ndarray,
+    labels: np.ndarray,
+    random: np.random.RandomState,
+    *,
+    count: tuple[int, int],
+    heights: tuple[int, int],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Some digits drawn on a background, none over another.
 
     Args:
@@ -107,16 +125,20 @@ def draw_picture(
         digits: [count 8 8], ink from 0 to 16.
         labels: [count], the digits' classes 0 .. 9.
         random: draws everything.
+        count: least and most digits to draw; those that find no place are left out.
+        heights: least height of a digit, and where heights end, in pixels.
 
     Returns:
-        The picture, uint8 [height width 3], and its label map, uint8 [height width].
+        The picture, uint8 [height width 3], the number of the digit whose ink each pixel is, counted from 1, or 0,
+        uint8 [height width], and the class of each drawn digit, int [drawn].
     """
     picture = background.copy()
-    label_map = np.zeros(background.shape[:2], np.uint8)
+    instances = np.zeros(background.shape[:2], np.uint8)
+    classes: list[int] = []
     taken = np.zeros(background.shape[:2], bool)
-    for _ in range(random.randint(_DIGITS[0], _DIGITS[1] + 1)):
+    for _ in range(random.randint(count[0], count[1] + 1)):
         drawn = random.randint(len(digits))
-        ink = _ink(digits[drawn], random)
+        ink = _ink(digits[drawn], heights, random)
         height, width = ink.shape
         place = _place(taken, height, width, random)
         if place is None:
@@ -130,14 +152,15 @@ def draw_picture(
         color = random.uniform(0, 80, 3)
         color = 255 - color if bright else color
         picture[place] += (color - picture[place]) * (ink * random.uniform(0.8, 1))[..., None]
-        label_map[place][ink > _INK] = 1 + labels[drawn]
+        classes.append(labels[drawn])
+        instances[place][ink > _INK] = len(classes)
     noisy = picture + random.normal(0, 3, picture.shape)
-    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8), label_map
+    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8), instances, np.array(classes, np.int64)
 
 
-def _ink(digit: np.ndarray, random: np.random.RandomState) -> np.ndarray:
+def _ink(digit: np.ndarray, heights: tuple[int, int], random: np.random.RandomState) -> np.ndarray:
     """A digit enlarged and turned: how much ink is on each pixel, 0 .. 1, [height width]."""
-    height = random.randint(*_HEIGHTS)
+    height = random.randint(*heights)
     width = round(height * random.uniform(0.7, 1.1))
     # A pixel of paper all around: turned digits keep their ends, and the enlarged edge fades to nothing.
     grey = Image.fromarray(np.pad(np.rint(digit * (255 / 16)).astype(np.uint8), 1))

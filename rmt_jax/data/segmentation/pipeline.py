@@ -7,12 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from rmt_jax.data.batches import UNREADABLE, Element, StepLoader, Unreadable, iterate, local_batch_size, noting
+from rmt_jax.data.batches import (
+    UNREADABLE,
+    Element,
+    ShuffledLoader,
+    Unreadable,
+    iterate,
+    local_batch_size,
+    noting,
+    plan_batches,
+)
 from rmt_jax.data.config import AugmentConfig, DataConfig, TokenLabelsConfig
 from rmt_jax.data.decode import CorruptImageError
 from rmt_jax.data.interface import SegmentationExample, SegmentationSource
+from rmt_jax.data.resize import rescaled_size, resize_image
 from rmt_jax.data.segmentation.labels import IGNORE_LABEL, read_example, try_examples
-from rmt_jax.data.segmentation.transforms import rescaled_size, resize_image, train_transform
+from rmt_jax.data.segmentation.transforms import train_transform
 
 Shapes = tuple[tuple[int, int], ...]  # (height, width) for each ratio
 
@@ -20,15 +30,15 @@ Shapes = tuple[tuple[int, int], ...]  # (height, width) for each ratio
 _HEADER_THREADS = 16
 
 
-class SegmentationTrainLoader(StepLoader[SegmentationExample]):
-    """Shuffled, augmented crops for one process of `process_count`: see `StepLoader`.
+class SegmentationTrainLoader(ShuffledLoader[SegmentationExample]):
+    """Shuffled, augmented crops for one process of `process_count`: see `ShuffledLoader`.
 
     Its `batches` are {"image": uint8 [local_batch, height, width, 3], "label": uint8 [local_batch, height, width], a
     class or 255, "picture_size": int32 [local_batch, 2]}, where height and width are `data.segmentation.crop_size` and
     a picture that is smaller lies in the top left corner, its own height and width being the `picture_size`.
 
     Raises:
-        ValueError: as `StepLoader`; `config` sets an augmentation of classification.
+        ValueError: as `ShuffledLoader`; `config` sets an augmentation of classification.
         LabelMapError: label maps do not fit their pictures or the classes; also while iterating.
     """
 
@@ -109,20 +119,11 @@ class SegmentationEvalLoader:
         try_examples(source, reduced=config.segmentation.reduce_zero_label)
         groups = self._group()
         self.shapes = {shape: len(indices) for shape, indices in groups.items()}
-        # Of each batch the shape, and the pictures, -1 where there is none.
-        self._batch_shapes: list[Shapes] = []
-        self._batch_indices: list[np.ndarray] = []
-        for shape, indices in groups.items():
-            for start in range(0, len(indices), batch_size):
-                taken = np.full(batch_size, -1)
-                part = indices[start : start + batch_size]
-                taken[: len(part)] = part
-                self._batch_shapes.append(shape)
-                self._batch_indices.append(taken)
+        self._batches = plan_batches(groups, batch_size)
         self._first = process_index * self.local_batch_size
 
     def __len__(self) -> int:
-        return len(self._batch_shapes)
+        return len(self._batches)
 
     def __iter__(self) -> Generator[dict[str, Any], None, None]:
         """Yields batches of height x width that differ from one to the next.
@@ -160,7 +161,8 @@ class SegmentationEvalLoader:
     def _load(self, position: int) -> Element:
         """The example at a position of this process's run, or filling."""
         step, offset = divmod(position, self.local_batch_size)
-        shapes, index = self._batch_shapes[step], int(self._batch_indices[step][self._first + offset])
+        shapes, indices = self._batches[step]
+        index = int(indices[self._first + offset])
         names = ["image", *(f"image_{number}" for number in range(1, len(shapes)))]
         nothing: Element = {
             **{name: np.zeros((*shape, 3), np.uint8) for name, shape in zip(names, shapes, strict=True)},

@@ -2,7 +2,7 @@
 
 import os
 
-from rmt_jax.data.config import IMAGE_NAMES, SEGMENTATION_NAMES, DataConfig
+from rmt_jax.data.config import DETECTION_NAMES, IMAGE_NAMES, SEGMENTATION_NAMES, DataConfig
 from rmt_jax.data.digits import prepare
 from rmt_jax.data.interface import SegmentationSource
 from rmt_jax.data.segmentation.digits import DigitsSegmentation
@@ -28,9 +28,10 @@ def open_segmentation_source(config: DataConfig, split: str) -> SegmentationSour
 
 
 def _open(config: DataConfig, split: str) -> SegmentationSource:
-    if config.name in IMAGE_NAMES:
+    if config.name in IMAGE_NAMES + DETECTION_NAMES:
+        what = "boxes" if config.name in DETECTION_NAMES else "one label a picture"
         raise ValueError(
-            f"data.name={config.name!r} has one label a picture: for segmentation expected "
+            f"data.name={config.name!r} has {what}: for segmentation expected "
             f"{', '.join(SEGMENTATION_NAMES)} or a TFDS name"
         )
     if config.name == "ade20k":

@@ -10,8 +10,8 @@ import numpy as np
 from rmt_jax.data.config import SegmentationDataConfig
 from rmt_jax.data.decode import CorruptImageError
 from rmt_jax.data.interface import SegmentationSource
+from rmt_jax.data.resize import rescaled_size
 from rmt_jax.data.segmentation.labels import LabelMapError, read_example
-from rmt_jax.data.segmentation.transforms import rescaled_size
 
 
 @dataclasses.dataclass(frozen=True)

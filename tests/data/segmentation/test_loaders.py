@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from rmt_jax.data import AugmentConfig, DataConfig, TooManyUnreadableError
+from rmt_jax.data.resize import rescaled_size, resize_image
 from rmt_jax.data.segmentation import (
     LabelMapError,
     SegmentationEvalLoader,
     SegmentationTrainLoader,
     open_segmentation_source,
 )
-from rmt_jax.data.segmentation.transforms import rescaled_size, resize_image
 from tests.data.segmentation import standin
 from tests.data.segmentation.standin import CLASSES, SMALL, encode
 

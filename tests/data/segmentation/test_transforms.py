@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rmt_jax.data import SegmentationDataConfig
+from rmt_jax.data.resize import rescaled_size, resize_image, resize_labels
 from rmt_jax.data.segmentation.labels import reduce_zero_label
 from rmt_jax.data.segmentation.transforms import (
     Photometric,
@@ -16,9 +17,6 @@ from rmt_jax.data.segmentation.transforms import (
     draw_scale,
     pad,
     photometric,
-    rescaled_size,
-    resize_image,
-    resize_labels,
     train_transform,
 )
 from tests.data.segmentation import standin
