@@ -67,6 +67,8 @@ def recognize(state_dict: Mapping[str, Any], *, model: str | None = None, aux_ta
         name = model or _base_name({key: np.shape(value) for key, value in backbone.items()}, backbone)
         layer, outputs = CLASS_LAYERS[head]
         fields = {key: size // outputs for key, size in _first_sizes(shapes, num_classes=f"{layer}.weight").items()}
+        if task == "detection":
+            fields |= _first_sizes(shapes, detector_features="neck.lateral_convs.0.conv.weight")
         return Recognized(name, task, variant(name, extra_norms=True, **fields), (), head)
     task, fields = _task(shapes)
     notes: list[str] = []

@@ -31,6 +31,8 @@ class RMTConfig:
             activation (upstream's released RMT-S* has a head as wide as the projection; where it reads is unknown).
         extra_norms: a LayerNorm on each of the four maps that a backbone returns, as upstream's detectors and
             segmentors have. Not for classifiers.
+        detector_features: channels of a detector's pyramid and heads; linear layers of box heads have four times as
+            many. Other models have none of these.
         remat: what each block recomputes in the backward pass instead of keeping it: "none", "dots" (all but the
             outputs of linear layers) or "full". Changes no number.
         scan: compile the blocks of a stage as one body and loop over it. Changes no number.
@@ -50,6 +52,7 @@ class RMTConfig:
     aux_head: bool = False
     aux_tap: AuxTap = "features"
     extra_norms: bool = False
+    detector_features: int = 256
     remat: Remat = "none"
     scan: bool = False
 
@@ -63,7 +66,7 @@ class RMTConfig:
             object.__setattr__(self, field, value)
             if len(value) != 4:
                 raise ValueError(f"{field} needs one entry for each of the four stages, got {value}.")
-        for name in ("embed_dims", "depths", "num_heads", "proj_dim", "num_classes"):
+        for name in ("embed_dims", "depths", "num_heads", "proj_dim", "num_classes", "detector_features"):
             value = getattr(self, name)
             numbers = value if isinstance(value, tuple) else (value,)
             if not all(isinstance(number, int) and number > 0 for number in numbers):
