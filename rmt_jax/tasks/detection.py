@@ -150,9 +150,9 @@ class Detection:
 
     def normalized(self, total: Total) -> Float[Array, ""]:
         """The mean over all groups of a loss divided by what its boxes are counted as, at least 1."""
-        group = self._group(len(total.sum))
-        sums, counts = (x.reshape(-1, group).sum(axis=1) for x in total)
-        return (sums / jnp.maximum(counts, 1)).mean()
+        group = self._group(len(total.total))
+        totals, divisors = (x.reshape(-1, group).sum(axis=1) for x in total)
+        return (totals / jnp.maximum(divisors, 1)).mean()
 
     def _rcnn_losses(
         self,

@@ -61,8 +61,8 @@ class Truth(NamedTuple):
 class Total(NamedTuple):
     """A loss of each picture: the sum over its boxes, and what the sum is to be divided by."""
 
-    sum: Float[Array, "*batch"]
-    count: Float[Array, "*batch"]
+    total: Float[Array, "*batch"]
+    divisor: Float[Array, "*batch"]
 
 
 @dataclasses.dataclass(frozen=True)

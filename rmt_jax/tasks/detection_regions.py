@@ -130,7 +130,7 @@ def region_losses(
         if truth.masks is not None:
             of_stage["loss_mask"] = _mask_loss(model, index, pyramid, samples, boxes, labels, truth, of_object)
         prefix = f"s{index}_" if len(stages) > 1 else ""
-        losses |= {prefix + name: Total(stage.weight * loss.sum, loss.count) for name, loss in of_stage.items()}
+        losses |= {prefix + name: Total(stage.weight * loss.total, loss.divisor) for name, loss in of_stage.items()}
         if index + 1 < len(stages):
             best = jnp.where(samples.positive, labels, logits[..., :-1].argmax(axis=-1))
             moved = refined(stage, boxes, _of_class(deltas, best), truth.image_size)

@@ -85,7 +85,7 @@ def add(metric: AveragePrecision, outputs: Mapping[str, np.ndarray], local: Mapp
     """Every process takes in its own pictures, with masks of their size."""
     for row in np.flatnonzero(local["mask"]):
         height, width = local["original_size"][row].tolist()
-        found = found_in(outputs, first + row, (height, width))
+        found = found_in(outputs, first + int(row), (height, width))
         metric.add({"index": local["index"][row], **found._asdict()})
 
 
@@ -211,7 +211,7 @@ def draw_predictions(
                 index = int(local["index"][row])
                 objects = loader.source.annotations.objects(index)
                 truth = Found(objects.boxes, np.ones(len(objects.boxes)), objects.labels, None)
-                found = found_in(outputs, first + row, (height, width)).above(SHOWN_SCORE)
+                found = found_in(outputs, first + int(row), (height, width)).above(SHOWN_SCORE)
                 shown.append((loader.source.id(index), np.asarray(image), truth, found))
             if len(shown) >= wanted:
                 break

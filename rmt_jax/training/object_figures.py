@@ -33,7 +33,8 @@ class Found(NamedTuple):
     def above(self, score: float) -> "Found":
         """Those with a higher score."""
         kept = self.scores > score
-        return Found(*(None if array is None else array[kept] for array in self))
+        masks = None if self.masks is None else self.masks[kept]
+        return Found(self.boxes[kept], self.scores[kept], self.labels[kept], masks)
 
 
 def draw_objects(image: np.ndarray, found: Found, class_names: Sequence[str]) -> np.ndarray:
