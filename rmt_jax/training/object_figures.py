@@ -37,8 +37,8 @@ class Found(NamedTuple):
         return Found(self.boxes[kept], self.scores[kept], self.labels[kept], masks)
 
 
-def draw_objects(image: np.ndarray, found: Found, class_names: Sequence[str]) -> np.ndarray:
-    """A picture, uint8 [height width 3], with boxes, names with scores, and masks; small ones are enlarged."""
+def draw_objects(image: np.ndarray, found: Found, class_names: Sequence[str], *, scores: bool = True) -> np.ndarray:
+    """A picture, uint8 [height width 3], with boxes, names, scores in percent, and masks; small ones are enlarged."""
     colours = palette(len(class_names))
     if found.masks is not None:
         for mask, label in zip(found.masks, found.labels, strict=True):
@@ -51,7 +51,7 @@ def draw_objects(image: np.ndarray, found: Found, class_names: Sequence[str]) ->
     for row in np.argsort(found.scores, kind="stable"):
         colour, box = tuple(colours[found.labels[row]].tolist()), (times * found.boxes[row]).tolist()
         pen.rectangle(box, outline=colour, width=2)
-        text = f"{short_name(class_names[found.labels[row]])} {100 * found.scores[row]:.0f}"
+        text = short_name(class_names[found.labels[row]]) + (f" {100 * found.scores[row]:.0f}" if scores else "")
         corner = max(0.0, box[0]), max(0.0, box[1] - 11)
         pen.rectangle(pen.textbbox(corner, text), fill=colour)
         pen.text(corner, text, fill="black" if sum(colour) > 384 else "white")
@@ -66,7 +66,7 @@ def plot_objects(
     panels = figure.subplots(len(pictures), 2, squeeze=False)
     for row, (image, truth, found) in zip(panels, pictures, strict=True):
         for panel, objects in zip(row, (truth, found), strict=True):
-            panel.imshow(draw_objects(image, objects, class_names))
+            panel.imshow(draw_objects(image, objects, class_names, scores=objects is found))
             panel.axis("off")
     for panel, title in zip(panels[0], ("annotated", "found"), strict=True):
         panel.set_title(title, fontsize=10)
