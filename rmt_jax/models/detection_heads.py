@@ -52,7 +52,7 @@ class RetinaHead(nnx.Module):
 
     def __init__(self, num_classes: int, *, features: int = FPN_FEATURES, dtype: DTypeLike, rngs: nnx.Rngs):
         def convs() -> list[ConvModule]:
-            conv = functools.partial(ConvModule, features, features, 3, norm=False, kernel_init=SMALL)
+            conv = functools.partial(ConvModule, features, features, 3, norm=False, kernel_init=_small_hidden(features))
             return [conv(dtype=dtype, rngs=rngs) for _ in range(NUM_CONVS)]
 
         self.features, self.dtype = features, dtype
@@ -89,7 +89,8 @@ class RPNHead(nnx.Module):
     """
 
     def __init__(self, *, features: int = FPN_FEATURES, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.rpn_conv = _conv(features, features, 3, dtype=dtype, rngs=rngs)
+        init = _small_hidden(features)
+        self.rpn_conv = _conv(features, features, 3, kernel_init=init, dtype=dtype, rngs=rngs)
         self.rpn_cls = _conv(features, RPN_ANCHORS, 1, dtype=dtype, rngs=rngs)
         self.rpn_reg = _conv(features, RPN_ANCHORS * 4, 1, dtype=dtype, rngs=rngs)
 
@@ -218,6 +219,11 @@ def _conv(
         dtype=dtype,
         rngs=rngs,
     )
+
+
+def _small_hidden(features: int) -> nnx.Initializer:
+    """Upstream's normal(0.01) for its 256 channels, and for fewer what makes outputs as large as with these."""
+    return nnx.initializers.normal(0.01 * math.sqrt(FPN_FEATURES / features))
 
 
 def _by_anchor(x: Map, anchors: int) -> Float[Array, "batch all outputs"]:
