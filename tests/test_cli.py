@@ -28,6 +28,7 @@ def test_models_prints_every_segmentor(capsys: pytest.CaptureFixture[str]) -> No
     assert main(["models", "--image-size", "0"]) == 2
 
 
+@pytest.mark.slow
 def test_models_prints_every_detector(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--task", "detection"]) == 0
     out = capsys.readouterr().out
