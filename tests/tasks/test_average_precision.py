@@ -12,8 +12,11 @@ from pycocotools import mask as run_lengths
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from rmt_jax.tasks import AveragePrecision
+from rmt_jax.data.detection import open_detection_source
+from rmt_jax.data.detection.masks import bitmaps
+from rmt_jax.tasks import AveragePrecision, Metric
 from rmt_jax.tasks.average_precision import FIGURES
+from tests.data.detection import standin
 
 CATEGORIES = [{"id": 90, "name": "tree"}, {"id": 3, "name": "ball"}, {"id": 7, "name": "cup"}]
 IDS = (3, 7, 90)
@@ -185,6 +188,28 @@ def test_small_masks_go_by_their_own_area() -> None:
     values = metric.compute()
     assert values["mask_APs"] == pytest.approx(50)
     assert values["box_APs"] == pytest.approx(100)  # the wrong box is a large one
+
+
+def test_the_truth_of_a_data_set_is_found_in_full(tmp_path: pathlib.Path) -> None:
+    """What a source says is there, found as it is: crowds are neither needed nor wrong."""
+    source = open_detection_source(standin.config(standin.write(tmp_path, 12)), "train")
+    metric = AveragePrecision(source.annotations.data_set(), masks=True)
+    assert isinstance(metric, Metric)
+    assert metric.class_names == source.class_names
+    for index in range(len(source)):
+        objects, size = source[index].objects, source[index].size
+        found = {
+            "index": index,
+            "boxes": objects.boxes,
+            "scores": np.ones(len(objects.labels)),
+            "labels": objects.labels,
+            "masks": bitmaps(objects.outlines, size),
+        }
+        metric.add(found)
+    values = metric.compute()
+    assert values["box_AP"] == pytest.approx(100)
+    assert values["mask_AP"] == pytest.approx(100)
+    assert metric.class_counts().tolist() == np.bincount(source.annotations.labels[source.annotations.single]).tolist()
 
 
 def test_only_pictures_that_were_added_count() -> None:

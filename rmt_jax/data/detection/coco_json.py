@@ -43,12 +43,11 @@ def parse_coco(content: Any, where: str) -> Annotations:
             f"{where} is no COCO annotation file: expected an object with the lists {', '.join(_SECTIONS)}, found "
             f"{found}"
         )
-    categories = sorted(
-        (
-            (_integer(entry, "id", "category", where), str(entry.get("name", entry["id"])))
-            for entry in _entries(content, "categories", where)
-        ),
-    )
+    categories = [
+        (_integer(entry, "id", "category", where), str(entry.get("name", entry["id"])))
+        for entry in _entries(content, "categories", where)
+    ]
+    categories.sort()
     _check_unique("categories", "id", [category for category, _ in categories], where)
     _check_unique("categories", "name", [name for _, name in categories], where)
     images = list(_entries(content, "images", where))
@@ -114,15 +113,19 @@ class _Reader:
         """Polygons, or compressed run lengths; no polygons where there is nothing."""
         if not outline:
             return []
-        if isinstance(outline, list):
-            for position, polygon in enumerate(outline):
-                # pycocotools takes the others as the first, which it would take for a box if it had two points.
-                least = 4 if position else 6
-                if not _are_numbers(polygon) or len(polygon) < least or len(polygon) % 2:
-                    self._refuse(
-                        number, f"polygon {str(polygon)[:80]}: expected x, y, x, y, ... of three or more finite points"
-                    )
-            return [np.array(polygon, np.float64) for polygon in outline]
+        if not isinstance(outline, list):
+            return self._run_lengths(number, outline, size)
+        for position, polygon in enumerate(outline):
+            # pycocotools takes the others as the first, which it would take for a box if it had two points.
+            least = 4 if position else 6
+            if not _are_numbers(polygon) or len(polygon) < least or len(polygon) % 2:
+                self._refuse(
+                    number, f"polygon {str(polygon)[:80]}: expected x, y, x, y, ... of three or more finite points"
+                )
+        return [np.array(polygon, np.float64) for polygon in outline]
+
+    def _run_lengths(self, number: int, outline: Any, size: tuple[int, ...]) -> bytes:
+        """Compressed, and of all pixels of the picture."""
         counts = outline.get("counts") if isinstance(outline, dict) else None
         if not isinstance(counts, list | str) or list(outline.get("size", ())) != list(size):
             self._refuse(
@@ -130,13 +133,12 @@ class _Reader:
                 f"segmentation {str(outline)[:80]}: expected polygons, or {{'size': {list(size)}, 'counts': ...}} with "
                 "the height and width of its picture",
             )
+        runs = counts
         if isinstance(counts, str):
             try:
                 runs = decompress(counts.encode()).tolist()
             except ValueError as error:
                 self._refuse(number, f"run lengths {counts[:80]!r}: {error}")
-        else:
-            runs = counts
         if any(not isinstance(count, int) or count < 0 for count in runs) or sum(runs) != math.prod(size):
             self._refuse(number, f"run lengths that do not add up to the {math.prod(size)} pixels of its picture")
         if isinstance(counts, str):

@@ -2,7 +2,7 @@
 
 import io
 import logging
-import re
+import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -40,7 +40,7 @@ class DetectionTfdsSource(DetectionSource):
             )
         self._records = TfdsRecords(builder, split, ("image",))
         key = [builder.info.full_name, split, len(self._records)]
-        file = builder.data_path / f"{re.sub('[^a-z0-9]+', '_', split.lower())}.arrays"
+        file = builder.data_path / f"{urllib.parse.quote(split, safe='')}.arrays"
         super().__init__(self._records.name, stored_annotations(key, lambda: self._read(builder), str(file)))
 
     def image(self, index: int) -> bytes:

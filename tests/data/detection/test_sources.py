@@ -172,6 +172,9 @@ def test_tfds(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
     assert source.num_classes == 80
     assert source.annotations.category_ids[:12] == (*range(1, 12), 13)
     assert source.annotations.category_ids[-1] == 90
+    halves = [open_detection_source(config, split).annotations for split in ("validation[:50%]", "validation[50%:]")]
+    assert sorted(np.concatenate([half.image_ids for half in halves])) == sorted(source.annotations.image_ids)
+    assert len(list(tmp_path.rglob("*.arrays"))) == 3
     order = {source.id(position): position for position in range(len(source))}  # TFDS shuffles
     for index in range(COUNT):
         example = source[order[f"{index:02}.png"]]
