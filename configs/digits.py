@@ -8,16 +8,69 @@ tests; it is not one of the paper's. The measured accuracy and time are in docs/
     python main.py --config configs/digits.py:segmentation
 
 Finds the same digits on photographs, a class for every pixel (docs/segmentation.md).
+
+    python main.py --config configs/digits.py:detection,head=retinanet
+
+Finds them with boxes; with head=mask_rcnn or head=cascade_mask_rcnn with masks as well (docs/detection.md).
 """
 
 import ml_collections
 
+HEADS = ("retinanet", "mask_rcnn", "cascade_mask_rcnn")
+
 
 def get_config(task: str = "classification") -> ml_collections.ConfigDict:
     """The whole recipe; what is not named here keeps the default of `rmt_jax.training.config.Config`."""
-    if task not in ("classification", "segmentation"):
-        raise ValueError(f"no recipe {task!r}: leave it out, or give segmentation")
-    return _segmentation() if task == "segmentation" else _classification()
+    name, _, head = task.partition(",head=")
+    if task == "classification":
+        return _classification()
+    if task == "segmentation":
+        return _segmentation()
+    if name == "detection" and (head or "retinanet") in HEADS:
+        return _detection(head or "retinanet")
+    raise ValueError(
+        f"no recipe {task!r}: leave it out, or give segmentation, or detection,head=HEAD with a head of "
+        f"{', '.join(HEADS)}"
+    )
+
+
+def _detection(head: str) -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "task": "detection",
+            "seed": 0,
+            "batch_size": 8,
+            "reference_batch_size": 8,
+            "eval_batch_size": 8,
+            "epochs": 6,
+            "ema_decay": 0.98,
+            # With the 256 channels of COCO's recipes the head would be nearly all of the work.
+            "model": {
+                "name": "rmt_nano",
+                "drop_path": 0.0,
+                "dtype": "float32",
+                "architecture": {"pyramid_features": 32},
+            },
+            "detection": {"head": head},
+            "data": {
+                "name": "digits_detection",
+                "eval_split": "test",
+                "detection": {
+                    "masks": head != "retinanet",
+                    "scales": ((160, 160),),
+                    "flip": 0.0,
+                    "canvas": (160, 160),
+                    "eval_scale": (160, 160),
+                    "eval_canvases": True,
+                    "max_boxes": 8,
+                },
+            },
+            "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.05, "clip_norm": 10.0},
+            "schedule": {"kind": "drops", "drop_epochs": (4,), "warmup_steps": 100, "warmup_ratio": 0.01},
+            "eval_every_epochs": 2,
+            "log_every_steps": 47,  # four times an epoch
+        }
+    )
 
 
 def _segmentation() -> ml_collections.ConfigDict:

@@ -150,7 +150,7 @@ def sampler_rows() -> Iterator[Row]:
     for head, rule, share, prepend in (("rpn", "rpn", 0.5, False), ("rcnn", "rcnn_mask", 0.25, True)):
         found = assign(jnp.asarray(boxes), all_of(boxes), jnp.asarray(gts), all_of(gts), MATCH_RULES[rule])
         if prepend:
-            _, found = ops.prepend_ground_truths(jnp.asarray(boxes), found, jnp.asarray(gts), all_of(gts))
+            _, found = ops.prependground_truths(jnp.asarray(boxes), found, jnp.asarray(gts), all_of(gts))
         for choice, slots in (
             (choice, slots) for choice in (first, ops.evenly) for slots in (64, {"rpn": 256, "rcnn": 512}[head])
         ):
@@ -215,8 +215,8 @@ def retinanet_target_rows() -> Iterator[Row]:
 
     wrong, errors = 0, []
     for index, about in enumerate(meta("loss_retinanet_t")["img_metas"]):
-        labels = _padded(expected[f"in/gt_labels_{index}"])
-        found, offsets = of_picture(*_ground_truths(expected, index), jnp.asarray(about["pad_shape"][:2]))
+        labels = padded(expected[f"in/gt_labels_{index}"])
+        found, offsets = of_picture(*ground_truths(expected, index), jnp.asarray(about["pad_shape"][:2]))
         positive = np.asarray(found.positive)
         of_object = np.where(positive, labels[found.ground_truth], 80)
         wrong += differing(of_object, expected["target_labels_all_levels"][index])
@@ -240,7 +240,7 @@ def rpn_target_rows() -> Iterator[Row]:
 
     wrong = 0
     for index, about in enumerate(meta("loss_maskrcnn_s")["img_metas"]):
-        samples = of_picture(*_ground_truths(expected, index), jnp.asarray(about["pad_shape"][:2]))
+        samples = of_picture(*ground_truths(expected, index), jnp.asarray(about["pad_shape"][:2]))
         taken, positive = (
             np.isin(np.arange(len(anchors)), samples.box[samples.valid & which]) for which in (True, samples.positive)
         )
@@ -257,7 +257,7 @@ def roi_target_rows() -> Iterator[Row]:
     @jax.jit
     def of_picture(gts: jax.Array, valid: jax.Array, proposals: jax.Array, masks: jax.Array) -> tuple[Any, ...]:
         found = ops.assign(proposals, all_of(proposals), gts, valid, MATCH_RULES["rcnn_mask"])
-        boxes, found = ops.prepend_ground_truths(proposals, found, gts, valid)
+        boxes, found = ops.prependground_truths(proposals, found, gts, valid)
         samples = ops.sample(jax.random.key(0), found, 512, 0.25, ops.evenly)
         regions, of_object = boxes[samples.box], found.ground_truth[samples.box]
         offsets = ops.encode_boxes(regions, gts[of_object], RCNN_STDS)
@@ -269,9 +269,9 @@ def roi_target_rows() -> Iterator[Row]:
         masks = np.zeros((SLOTS, 128, 20), np.uint8)
         masks[tuple(map(slice, packed.shape))] = packed
         samples, of_object, regions, offsets, targets = of_picture(
-            *_ground_truths(expected, index), jnp.asarray(expected[f"in/proposals_{index}"][:, :4]), jnp.asarray(masks)
+            *ground_truths(expected, index), jnp.asarray(expected[f"in/proposals_{index}"][:, :4]), jnp.asarray(masks)
         )
-        labels = np.where(samples.positive, _padded(expected[f"in/gt_labels_{index}"])[of_object], 80)
+        labels = np.where(samples.positive, padded(expected[f"in/gt_labels_{index}"])[of_object], 80)
         offsets = np.where(samples.positive[:, None], offsets, 0)
         parts.append((regions, labels, offsets, np.packbits(targets[samples.positive[:128]], axis=-1)))
     regions, labels, offsets, targets = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -283,12 +283,12 @@ def roi_target_rows() -> Iterator[Row]:
     yield Row("loss_maskrcnn_s", "masks of regions", differing(targets, expected["mask_targets_packed"]), 0)
 
 
-def _padded(array: np.ndarray) -> np.ndarray:
+def padded(array: np.ndarray) -> np.ndarray:
     """With zeros for the objects that there are slots for."""
     return np.pad(array, [(0, SLOTS - len(array)), *[(0, 0)] * (array.ndim - 1)])
 
 
-def _ground_truths(expected: Mapping[str, np.ndarray], index: int) -> tuple[jax.Array, jax.Array]:
+def ground_truths(expected: Mapping[str, np.ndarray], index: int) -> tuple[jax.Array, jax.Array]:
     """Boxes of a picture, and which of them are no padding."""
     boxes = expected[f"in/gt_bboxes_{index}"]
-    return jnp.asarray(_padded(boxes)), jnp.arange(SLOTS) < len(boxes)
+    return jnp.asarray(padded(boxes)), jnp.arange(SLOTS) < len(boxes)

@@ -1,5 +1,6 @@
-"""`rmt predict`: what it says and writes of a classifier and of a segmentor."""
+"""`rmt predict`: what it says and writes of a classifier, a segmentor and a detector."""
 
+import json
 import pathlib
 
 import jax
@@ -25,7 +26,8 @@ PREPROCESSING = Preprocessing(32, 1.0, "bilinear", (0.4, 0.5, 0.6), (0.2, 0.25, 
 
 def write(path: pathlib.Path, task: str) -> AnyModel:
     """A small model with weights from numpy, in evaluation mode, written as a model directory."""
-    config, head = variant("rmt_nano", proj_dim=12, **SIZES), "semantic_fpn" if task == "segmentation" else None
+    config = variant("rmt_nano", proj_dim=12, pyramid_features=8, **SIZES)
+    head = {"segmentation": "semantic_fpn", "detection": "mask_rcnn"}.get(task)
     model = abstract_model(lambda rngs: build_model(config, task, head, dtype=jnp.float32, rngs=rngs))
     rng = np.random.default_rng(0)
 
@@ -95,3 +97,25 @@ def test_what_cannot_be_predicted(
     assert "There is no picture" in capsys.readouterr().err
     assert main(["predict", str(tmp_path / "weights"), str(picture), "--top", "0"]) == 2
     assert "--top=0: expected 1 or more" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_detector_writes_objects_and_an_overlay(
+    tmp_path: pathlib.Path, picture: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "weights", "detection")
+    words = ["predict", str(tmp_path / "weights"), str(picture), "--output", str(tmp_path / "out")]
+    assert main([*words, "--scale", "96", "64", "--score", "0.5"]) == 0
+    entries = json.loads((tmp_path / "out" / "photo_objects.json").read_text())
+    assert entries
+    assert [entry["score"] for entry in entries] == sorted((entry["score"] for entry in entries), reverse=True)
+    for entry in entries:
+        assert entry["class"] in NAMES
+        x1, y1, x2, y2 = entry["box"]
+        assert 0 <= x1 <= x2 <= 83.01
+        assert 0 <= y1 <= y2 <= 61.01
+        assert entry["mask"]["size"] == [61, 83]
+    shown = sum(entry["score"] > 0.5 for entry in entries)
+    assert f"{shown} of {len(entries)} objects" in capsys.readouterr().out
+    with Image.open(tmp_path / "out" / "photo_overlay.png") as image:
+        assert image.size == (4 * 83, 4 * 61)  # enlarged, for the text

@@ -49,7 +49,14 @@ class Detector(nnx.Module):
         check_detector(config, self.HEAD)
         self.backbone = Backbone(dataclasses.replace(config, extra_norms=True), dtype=dtype, rngs=rngs)
         dims = config.embed_dims[self.FIRST_MAP :]
-        self.neck = FPN(dims, extra_levels=self.EXTRA_LEVELS, kernel_init=XAVIER, dtype=dtype, rngs=rngs)
+        self.neck = FPN(
+            dims,
+            config.pyramid_features,
+            extra_levels=self.EXTRA_LEVELS,
+            kernel_init=XAVIER,
+            dtype=dtype,
+            rngs=rngs,
+        )
 
     @property
     def config(self) -> RMTConfig:
@@ -66,7 +73,7 @@ class Detector(nnx.Module):
         self.backbone.eval()
 
     def features(self, images: Images, *, rngs: nnx.Rngs | None = None, valid: Valid | None = None) -> Levels:
-        """The five levels of the pyramid, [batch height/stride width/stride 256], sizes rounded up.
+        """The five levels of the pyramid, [batch height/stride width/stride channels], sizes rounded up.
 
         Args:
             images: [batch height width 3] normalised floats, 32x32 pixels or more.
@@ -102,7 +109,7 @@ class RetinaNet(Detector):
 
     def __init__(self, config: RMTConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         super().__init__(config, dtype=dtype, rngs=rngs)
-        self.bbox_head = RetinaHead(config.num_classes, dtype=dtype, rngs=rngs)
+        self.bbox_head = RetinaHead(config.num_classes, features=config.pyramid_features, dtype=dtype, rngs=rngs)
 
     def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs) -> None:
         """Replace the last layer of the classes by a fresh one for `num_classes`."""
@@ -133,7 +140,7 @@ class MaskRCNN(Detector):
 
     def __init__(self, config: RMTConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         super().__init__(config, dtype=dtype, rngs=rngs)
-        options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+        options: dict[str, Any] = {"features": config.pyramid_features, "dtype": dtype, "rngs": rngs}
         self.rpn_head = RPNHead(**options)
         self.roi_head = RoIHead(
             [
@@ -156,7 +163,7 @@ class MaskRCNN(Detector):
         """(Logits of the classes and, last, the background; encoded boxes for each class) of regions.
 
         Args:
-            regions: [regions 7 7 256], of all pictures in one row.
+            regions: [regions 7 7 channels], of all pictures in one row.
             stage: of a cascade.
             taken: which regions are no padding, for statistics of BatchNorm, which only cascades have; None is all.
         """
@@ -164,7 +171,7 @@ class MaskRCNN(Detector):
             return _of_stage(self.roi_head.bbox_head, stage)(regions, taken)
 
     def masks(self, regions: Regions, *, stage: int = 0) -> Float[Array, "regions _ _ classes"]:
-        """Logits [regions 28 28 classes] of regions [regions 14 14 256]."""
+        """Logits [regions 28 28 classes] of regions [regions 14 14 channels]."""
         with jax.named_scope(f"mask_head{stage}"):
             return _of_stage(self.roi_head.mask_head, stage)(regions)
 

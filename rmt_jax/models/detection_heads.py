@@ -23,7 +23,7 @@ from rmt_jax.ops import Valid, clear, strided
 RETINA_ANCHORS, RPN_ANCHORS = 9, 3  # of each position
 RETINA_PRIOR = 0.01  # probability of an object that a fresh RetinaNet gives everywhere
 BOX_SIZE, MASK_SIZE = 7, 14  # sides of the regions that box and mask heads see
-BOX_FEATURES = 1024
+BOX_WIDENING = 4  # linear layers of a box head, over the channels of the pyramid
 NUM_CONVS = 4
 
 SMALL = nnx.initializers.normal(0.01)
@@ -52,7 +52,7 @@ class RetinaHead(nnx.Module):
 
     def __init__(self, num_classes: int, *, features: int = FPN_FEATURES, dtype: DTypeLike, rngs: nnx.Rngs):
         def convs() -> list[ConvModule]:
-            conv = functools.partial(ConvModule, features, features, 3, norm=False, kernel_init=SMALL)
+            conv = functools.partial(ConvModule, features, features, 3, norm=False, kernel_init=_small_hidden(features))
             return [conv(dtype=dtype, rngs=rngs) for _ in range(NUM_CONVS)]
 
         self.features, self.dtype = features, dtype
@@ -89,7 +89,8 @@ class RPNHead(nnx.Module):
     """
 
     def __init__(self, *, features: int = FPN_FEATURES, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.rpn_conv = _conv(features, features, 3, dtype=dtype, rngs=rngs)
+        init = _small_hidden(features)
+        self.rpn_conv = _conv(features, features, 3, kernel_init=init, dtype=dtype, rngs=rngs)
         self.rpn_cls = _conv(features, RPN_ANCHORS, 1, dtype=dtype, rngs=rngs)
         self.rpn_reg = _conv(features, RPN_ANCHORS * 4, 1, dtype=dtype, rngs=rngs)
 
@@ -121,9 +122,9 @@ class BoxHead(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        self.dtype = dtype
+        self.features, self.dtype = BOX_WIDENING * features, dtype
         convs = [ConvModule(features, features, 3, norm=True, dtype=dtype, rngs=rngs) for _ in range(num_convs)]
-        widths = [features * BOX_SIZE**2] + [BOX_FEATURES] * num_fcs
+        widths = [features * BOX_SIZE**2] + [self.features] * num_fcs
         fcs = [
             Linear(before, after, kernel_init=XAVIER, dtype=dtype, rngs=rngs)
             for before, after in itertools.pairwise(widths)
@@ -134,8 +135,8 @@ class BoxHead(nnx.Module):
     def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs) -> None:
         """Replace the last layers, boxes being predicted for each class, by fresh ones."""
         init = nnx.initializers.normal(0.001)
-        self.fc_cls = Linear(BOX_FEATURES, num_classes + 1, kernel_init=SMALL, dtype=self.dtype, rngs=rngs)
-        self.fc_reg = Linear(BOX_FEATURES, num_classes * 4, kernel_init=init, dtype=self.dtype, rngs=rngs)
+        self.fc_cls = Linear(self.features, num_classes + 1, kernel_init=SMALL, dtype=self.dtype, rngs=rngs)
+        self.fc_reg = Linear(self.features, num_classes * 4, kernel_init=init, dtype=self.dtype, rngs=rngs)
 
     def __call__(
         self, regions: Regions, taken: Bool[Array, " regions"] | None = None
@@ -218,6 +219,11 @@ def _conv(
         dtype=dtype,
         rngs=rngs,
     )
+
+
+def _small_hidden(features: int) -> nnx.Initializer:
+    """Upstream's normal(0.01) for its 256 channels, and for fewer what makes outputs as large as with these."""
+    return nnx.initializers.normal(0.01 * math.sqrt(FPN_FEATURES / features))
 
 
 def _by_anchor(x: Map, anchors: int) -> Float[Array, "batch all outputs"]:

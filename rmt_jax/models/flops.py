@@ -5,14 +5,13 @@ from typing import NamedTuple
 
 from rmt_jax.models.detection import DetectionHead, check_detector
 from rmt_jax.models.detection_heads import (
-    BOX_FEATURES,
     BOX_SIZE,
+    BOX_WIDENING,
     MASK_SIZE,
     NUM_CONVS,
     RETINA_ANCHORS,
     RPN_ANCHORS,
 )
-from rmt_jax.models.fpn import FPN_FEATURES
 from rmt_jax.models.segmentation import POOL_BINS, SegmentationHead, check_segmentor
 from rmt_jax.models.variants import RMTConfig
 
@@ -128,38 +127,40 @@ def _upernet_flops(config: RMTConfig, positions: list[int]) -> int:
     return total + positions[0] * features * (9 * len(positions) * features + config.num_classes)
 
 
-def _pyramid_flops(dims: tuple[int, ...], positions: list[int]) -> int:
-    """Of the levels that have a map."""
-    width = FPN_FEATURES
+def _pyramid_flops(dims: tuple[int, ...], positions: list[int], width: int) -> int:
+    """Of the levels that have a map, and `width` channels."""
     return sum(count * width * (dim + 9 * width) for dim, count in zip(dims, positions, strict=True))
 
 
 def _retinanet_flops(config: RMTConfig, sizes: list[tuple[int, int]]) -> int:
     """Neck and head."""
-    dims, width = config.embed_dims[1:], FPN_FEATURES
+    dims, width = config.embed_dims[1:], config.pyramid_features
     levels = [*sizes[1:], _halved(sizes[-1]), _halved(_halved(sizes[-1]))]
     positions = [math.prod(size) for size in levels]
-    total = _pyramid_flops(dims, positions[:3]) + 9 * width * (positions[3] * dims[-1] + positions[4] * width)
+    total = _pyramid_flops(dims, positions[:3], width) + 9 * width * (positions[3] * dims[-1] + positions[4] * width)
     outputs = RETINA_ANCHORS * (config.num_classes + 4)
     return total + sum(positions) * 9 * width * (2 * NUM_CONVS * width + outputs)
 
 
 def _rpn_flops(config: RMTConfig, sizes: list[tuple[int, int]]) -> int:
     """Neck and RPN."""
-    width, positions = FPN_FEATURES, [math.prod(size) for size in [*sizes, _halved(sizes[-1])]]
-    return _pyramid_flops(config.embed_dims, positions[:4]) + sum(positions) * width * (9 * width + RPN_ANCHORS * 5)
+    width, positions = config.pyramid_features, [math.prod(size) for size in [*sizes, _halved(sizes[-1])]]
+    return _pyramid_flops(config.embed_dims, positions[:4], width) + sum(positions) * width * (
+        9 * width + RPN_ANCHORS * 5
+    )
 
 
 def _box_flops(config: RMTConfig, *, num_convs: int, num_fcs: int) -> int:
     """Of one region."""
-    area, width = BOX_SIZE**2, FPN_FEATURES
-    linear = area * width + (num_fcs - 1) * BOX_FEATURES + 5 * config.num_classes + 1
-    return num_convs * area * 9 * width * width + linear * BOX_FEATURES
+    area, width = BOX_SIZE**2, config.pyramid_features
+    hidden = BOX_WIDENING * width
+    linear = area * width + (num_fcs - 1) * hidden + 5 * config.num_classes + 1
+    return num_convs * area * 9 * width * width + linear * hidden
 
 
 def _mask_flops(config: RMTConfig) -> int:
     """Of one region."""
-    area, width = MASK_SIZE**2, FPN_FEATURES
+    area, width = MASK_SIZE**2, config.pyramid_features
     return area * width * ((9 * NUM_CONVS + 4) * width + 4 * config.num_classes)
 
 

@@ -49,6 +49,7 @@ def multilevel_roi_align(
     scales: Sequence[float],
     sampling_ratio: int = 0,
     chunk: int = 64,
+    valid: Sequence[Int[Array, "2"]] | None = None,
 ) -> Float[Array, "n size size channels"]:
     """`roi_align` of each box from the map that suits its size; see `roi_levels`.
 
@@ -62,6 +63,7 @@ def multilevel_roi_align(
         scales: positions of each map per pixel.
         sampling_ratio: samples in a bin along each axis; 0 for as many as the bin is long, rounded up, as upstream.
         chunk: boxes at once. Each needs 4 size channels min(height, width) bytes for every map.
+        valid: (height, width) of the picture on each map, which ends there; None where it fills the maps.
 
     Raises:
         ValueError: not one scale for each map.
@@ -75,7 +77,8 @@ def multilevel_roi_align(
         box, own_level = box_and_level
         total = jnp.zeros((size, size, maps[0].shape[-1]), jnp.float32)
         for level, (x, scale) in enumerate(zip(maps, scales, strict=True)):
-            rows, columns = box_weights(box * scale - 0.5, x.shape[:2], size, sampling_ratio)
+            end = None if valid is None else valid[level]
+            rows, columns = box_weights(box * scale - 0.5, x.shape[:2], size, sampling_ratio, end)
             rows = jnp.where(level == own_level, rows, 0)
             total += weighted(x.astype(jnp.float32), rows, columns)
         return total.astype(maps[0].dtype)
@@ -92,13 +95,21 @@ def roi_levels(rois: Float[Array, "n 4"], levels: int) -> Int[Array, " n"]:
 
 
 def box_weights(
-    box: Float[Array, "4"], shape: Sequence[int], size: int, sampling_ratio: int = 0
+    box: Float[Array, "4"],
+    shape: Sequence[int],
+    size: int,
+    sampling_ratio: int = 0,
+    valid: Int[Array, "2"] | None = None,
 ) -> tuple[Float[Array, "size height"], Float[Array, "size width"]]:
-    """What a map of some (height, width) is multiplied with, for a box in its positions: rows, and columns."""
+    """What a map of some (height, width) is multiplied with, for a box in its positions: rows, and columns.
+
+    valid: (height, width) of the picture on it, where it is smaller.
+    """
     x1, y1, x2, y2 = box
+    height, width = shape if valid is None else valid
     return (
-        bin_weights(y1, y2 - y1, shape[0], size, sampling_ratio),
-        bin_weights(x1, x2 - x1, shape[1], size, sampling_ratio),
+        bin_weights(y1, y2 - y1, shape[0], size, sampling_ratio, height),
+        bin_weights(x1, x2 - x1, shape[1], size, sampling_ratio, width),
     )
 
 
@@ -110,7 +121,12 @@ def weighted(
 
 
 def bin_weights(
-    start: Float[Array, ""], length: Float[Array, ""], cells: int, bins: int, sampling_ratio: int = 0
+    start: Float[Array, ""],
+    length: Float[Array, ""],
+    cells: int,
+    bins: int,
+    sampling_ratio: int = 0,
+    valid: int | Int[Array, ""] | None = None,
 ) -> Float[Array, "bins cells"]:
     """How much of each cell goes into each bin along one axis: the mean of samples, interpolated linearly.
 
@@ -120,13 +136,15 @@ def bin_weights(
         cells: positions of the map.
         bins: to cut the length into.
         sampling_ratio: samples in a bin; 0 for the length of a bin, rounded up.
+        valid: how many of the cells there are, others being padding; None for all of them.
     """
+    end = jnp.asarray(cells if valid is None else valid, jnp.float32)
     bin_length = length / bins
     most = sampling_ratio or -(-cells // bins)
     count = jnp.full((), sampling_ratio, jnp.float32) if sampling_ratio else jnp.clip(jnp.ceil(bin_length), 0, most)
     divisor = jnp.maximum(count, 1)
     sample = jnp.arange(most, dtype=jnp.float32)
     position = start + jnp.arange(bins, dtype=jnp.float32)[:, None] * bin_length + (sample + 0.5) * bin_length / divisor
-    counts = (sample < count) & (position >= -1) & (position <= cells)
-    distance = jnp.abs(position.clip(0, cells - 1)[..., None] - jnp.arange(cells, dtype=jnp.float32))
+    counts = (sample < count) & (position >= -1) & (position <= end)
+    distance = jnp.abs(position.clip(0, end - 1)[..., None] - jnp.arange(cells, dtype=jnp.float32))
     return jnp.where(counts[..., None], jnp.maximum(1 - distance, 0), 0).sum(axis=1) / divisor

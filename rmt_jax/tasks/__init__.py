@@ -3,6 +3,7 @@
 from rmt_jax.tasks.average_precision import AveragePrecision
 from rmt_jax.tasks.base import Metric, Task
 from rmt_jax.tasks.classification import Classification, normalize
+from rmt_jax.tasks.detection import Detection, DetectionConfig
 from rmt_jax.tasks.distillation import DistillConfig, Teacher
 from rmt_jax.tasks.iou import MeanIoU
 from rmt_jax.tasks.mask_paste import paste_mask
@@ -12,6 +13,8 @@ from rmt_jax.tasks.segmentation import Segmentation, SegmentationConfig
 __all__ = [
     "AveragePrecision",
     "Classification",
+    "Detection",
+    "DetectionConfig",
     "DistillConfig",
     "MeanIoU",
     "Metric",

@@ -41,6 +41,3 @@ class Task(Protocol):
 
     def predict(self, model: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs of a model in evaluation mode, one row a sample."""
-
-    def metric(self) -> Metric:
-        """An empty metric."""

@@ -58,6 +58,12 @@ def eval_loader(source: ImageSource, config: Config, batch_size: int, **processe
     return EvalLoader(source, config.data, batch_size=batch_size, **processes)
 
 
+def metric(task: Classification, source: ImageSource) -> TopK:
+    """Of the task: all it needs is in the batches."""
+    del source
+    return task.metric()
+
+
 def training_shapes(config: Config) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Of a picture, its label, and its label map where the recipe has them."""
     size = config.data.image_size

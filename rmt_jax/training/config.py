@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from rmt_jax.data import DataConfig
 from rmt_jax.models import Remat, RMTConfig, variant
-from rmt_jax.tasks import DistillConfig, MixConfig, SegmentationConfig
+from rmt_jax.tasks import DetectionConfig, DistillConfig, MixConfig, SegmentationConfig
 from rmt_jax.training.optimizer import OptimizerConfig
 from rmt_jax.training.schedule import ScheduleConfig
 from rmt_jax.training.sharding import MeshConfig
@@ -75,7 +75,7 @@ class Config:
 
     Attributes:
         task: what a batch means. Of the keys that only one task reads, segmentation has `segmentation` and
-            `data.segmentation`; the other tasks' stay at their defaults.
+            `data.segmentation`, detection `detection` and `data.detection`; the other tasks' stay at their defaults.
         seed: of weights, data order, augmentation and drop path.
         batch_size: of one optimiser step, over all devices.
         epochs: passes over the training split; the last partial batch of each is dropped.
@@ -100,7 +100,7 @@ class Config:
             stays fresh.
     """
 
-    task: Literal["classification", "segmentation"] = "classification"
+    task: Literal["classification", "segmentation", "detection"] = "classification"
     seed: int = 0
     batch_size: int = 2048
     epochs: int = 300
@@ -124,6 +124,7 @@ class Config:
     mix: MixConfig = dataclasses.field(default_factory=MixConfig)
     distill: DistillConfig = dataclasses.field(default_factory=DistillConfig)
     segmentation: SegmentationConfig = dataclasses.field(default_factory=SegmentationConfig)
+    detection: DetectionConfig = dataclasses.field(default_factory=DetectionConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -160,7 +161,9 @@ class Config:
         self._check_groups()
 
     def _check_task(self) -> None:
-        """What only classification reads must not be asked for in another task."""
+        """What only one task reads must not be asked for in another."""
+        if self.task == "detection":
+            self._check_detection()
         if self.task == "classification":
             return
         asked = {
@@ -171,6 +174,21 @@ class Config:
         }
         for name in (name for name, is_asked in asked.items() if is_asked):
             raise ValueError(f"{name} is for classification and would not be read by {self.task}: leave it out.")
+
+    def _check_detection(self) -> None:
+        """Masks are read where the head learns them, and pictures that are counted together stay together."""
+        needed = self.detection.has_masks
+        if self.data.detection.masks != needed:
+            raise ValueError(
+                f"detection.head={self.detection.head!r} learns {'masks' if needed else 'no masks'}: set "
+                f"data.detection.masks={needed}."
+            )
+        part = self.batch_size // self.grad_accum_steps
+        if self.detection.normalizer == "pair" and part % 2 and part > 1:
+            raise ValueError(
+                f"batch_size={self.batch_size} in grad_accum_steps={self.grad_accum_steps} parts cannot be cut into "
+                f"pairs of pictures: use an even number in each part, or detection.normalizer='picture' or 'batch'."
+            )
 
     def _check_groups(self) -> None:
         if not (self.mix.mixes_pictures or self.mix.mix_token):

@@ -97,7 +97,7 @@ def evaluate(
     Raises:
         Stopped: a process asked for it; all processes raise it, at the same batch.
     """
-    metrics = {prefix: setup.task.metric() for prefix in weights}
+    metrics = {prefix: setup.kind.metric(setup.task, setup.eval_loader.source) for prefix in weights}
     with contextlib.closing(iter(setup.eval_loader)) as batches:
         for local in batches:
             batch, first = _put(setup, local, stop=bool(stop)), jax.process_index() * len(local["mask"])

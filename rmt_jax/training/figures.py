@@ -21,7 +21,7 @@ from rmt_jax.training.metrics import replace_file
 # Okabe and Ito's palette, which the colour-blind can tell apart. Red is for mistakes, which have a mark as well.
 _BLUE, _ORANGE, _GREEN, _GREY, _RED = "#0072B2", "#D55E00", "#009E73", "#555555", "#C00000"
 
-_METRICS = {"top1": "top-1 accuracy", "mIoU": "mIoU", "AP": "AP"}
+_METRICS = {"top1": "top-1 accuracy", "mIoU": "mIoU", "box_AP": "box AP"}
 _COLUMNS = 10
 
 
@@ -35,7 +35,7 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: pathlib.Path) -> Non
     """Draws loss, validation metric, learning rate and speed over the epochs (over the steps where epochs are missing).
 
     metrics: lines of metrics.jsonl, in order. Non-finite values are left out and counted. The validation metric is
-    val/top1, else val/mIoU, else val/AP, in percent, with its EMA from val_ema/.
+    val/top1, else val/mIoU, else val/box_AP, in percent, with its EMA from val_ema/.
     """
     axis = "epoch" if metrics and all("epoch" in line for line in metrics) else "step"
     figure = Figure(figsize=(11, 6.5), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))

@@ -6,8 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from rmt_jax.tasks import Task
-from rmt_jax.training import classification, segmentation
+from rmt_jax.tasks import Metric, Task
+from rmt_jax.training import classification, detection, segmentation
 from rmt_jax.training.config import Config
 
 Arrays = Mapping[str, np.ndarray]
@@ -40,6 +40,9 @@ class Kind(Protocol):
 
     def eval_loader(self, source: Any, config: Config, batch_size: int, **processes: int) -> Any:
         """Batches of an evaluation split."""
+
+    def metric(self, task: Any, source: Any) -> Metric:
+        """An empty metric for the pictures of an evaluation split."""
 
     def training_shapes(self, config: Config) -> dict[str, tuple[tuple[int, ...], Any]]:
         """Shape and type of each part of a training batch, for one picture."""
@@ -82,7 +85,11 @@ class Kind(Protocol):
         """Draw evaluation pictures with their predictions."""
 
 
-KINDS: Mapping[str, Kind] = {"classification": classification, "segmentation": segmentation}
+KINDS: Mapping[str, Kind] = {
+    "classification": classification,
+    "segmentation": segmentation,
+    "detection": detection,
+}
 
 
 def kind_of(config: Config) -> Kind:

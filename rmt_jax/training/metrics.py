@@ -1,6 +1,7 @@
 """The numbers of a run on disk: metrics.jsonl, one JSON object a line, and the same as TensorBoard events."""
 
 import json
+import logging
 import math
 import os
 import pathlib
@@ -29,6 +30,8 @@ class MetricsWriter:
         path = workdir / "metrics.jsonl"
         _drop_repeated(path, resume_step)
         self._file = path.open("a", encoding="utf-8")
+        # NaN may be meant: the AP of large objects where there are none.
+        logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
         self._tensorboard = SummaryWriter(
             str(workdir / "tensorboard"),
             purge_step=resume_step + 1 if resume_step > 0 else 0,

@@ -24,16 +24,17 @@ WEIGHT_DECAY_RULES: Rules = (
 )
 
 # By the names of `OptimizerConfig.decay`. mmcv's rule for "norm" goes by the word in a parameter's name, which the
-# norms of the stem and of the heads do not have.
+# norms of the stem and of the heads do not have; with norm_decay_mult=0 these are meant as well.
 DECAY_RULES: dict[str, Rules] = {
     "matrices": WEIGHT_DECAY_RULES,
     "all": ((r"", True),),
     "all_but_norms": ((r"norm", False), (r"", True)),
+    "all_but_norm_layers": ((r"norm|/bn/|patch_embed/proj/(1|4|7|10)/", False), (r"", True)),
 }
 
 # Which parameters a linear probe leaves alone.
 FROZEN_RULES: Rules = (
-    (r"^((aux_)?head|neck|decode_head|auxiliary_head)/", False),
+    (r"^((aux_)?head|neck|decode_head|auxiliary_head|bbox_head|rpn_head|roi_head)/", False),
     (r"", True),
 )
 
@@ -51,7 +52,8 @@ class OptimizerConfig:
         epsilon: added to the root of the second moment.
         weight_decay: decoupled, times the learning rate.
         decay: which parameters it takes in: "matrices", all but biases and norms; "all"; "all_but_norms", as
-            upstream's detectors and segmentors have it: all whose name has no "norm".
+            upstream's detectors and segmentors have it: all whose name has no "norm"; "all_but_norm_layers", as
+            upstream's cascade has it: without the other norms too.
         clip_norm: largest global norm of the gradients; None does not clip (upstream).
         layer_decay: factor on the learning rate for each block further from the head, for fine-tuning; 1 is none.
     """
@@ -61,7 +63,7 @@ class OptimizerConfig:
     beta2: float = 0.999
     epsilon: float = 1e-8
     weight_decay: float = 0.05
-    decay: Literal["matrices", "all", "all_but_norms"] = "matrices"
+    decay: Literal["matrices", "all", "all_but_norms", "all_but_norm_layers"] = "matrices"
     clip_norm: float | None = None
     layer_decay: float = 1.0
 

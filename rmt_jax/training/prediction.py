@@ -1,4 +1,4 @@
-"""What weights say of a picture: classes with probabilities, or a class for every pixel."""
+"""What weights say of a picture: classes with probabilities, a class for every pixel, or objects."""
 
 import dataclasses
 from typing import Any
@@ -10,22 +10,27 @@ from flax import nnx
 from PIL import Image
 
 from rmt_jax.convert import IMAGENET, Weights
-from rmt_jax.data import DataConfig, SegmentationDataConfig, eval_transform
+from rmt_jax.data import DataConfig, DetectionDataConfig, SegmentationDataConfig, eval_transform
+from rmt_jax.data.detection.transforms import padded_size, place_image, scale_factor
 from rmt_jax.data.resize import rescaled_size, resize_image
-from rmt_jax.models import Backbone, Segmentor
-from rmt_jax.tasks import Segmentation, SegmentationConfig, normalize
+from rmt_jax.models import Backbone, Detector, Segmentor
+from rmt_jax.tasks import Detection, DetectionConfig, Segmentation, SegmentationConfig, normalize
+from rmt_jax.training.detection import found_in
+from rmt_jax.training.object_figures import Found
 
-SCALE = SegmentationDataConfig().scale
+# What pictures are brought to where nothing else is said.
+SCALE, DETECTION_SCALE = SegmentationDataConfig().scale, DetectionDataConfig().eval_scale
 
 
 class Predictor:
     """Weights, ready for one picture after another; each new shape is compiled once.
 
     Args:
-        weights: of a classifier or a segmentor.
+        weights: of a classifier, a segmentor or a detector.
         dtype: type to compute in.
         segmentation: how a segmentor predicts; its head is the weights' own.
-        scale: longest and shortest side that a picture is brought to for a segmentor.
+        scale: longest and shortest side that a picture is brought to for a segmentor or detector; None for those of
+            ADE20K or COCO.
 
     Raises:
         ValueError: a backbone, which has no head.
@@ -37,28 +42,31 @@ class Predictor:
         *,
         dtype: str = "float32",
         segmentation: SegmentationConfig | None = None,
-        scale: tuple[int, int] = SCALE,
+        scale: tuple[int, int] | None = None,
     ) -> None:
         model = weights.to_model(dtype)
         if isinstance(model, Backbone):
             raise ValueError(f"These weights ({weights.describe()}) are of a backbone alone, which predicts nothing.")
-        self.weights, self._scale = weights, scale
+        self.weights = weights
+        self._scale = scale or (DETECTION_SCALE if isinstance(model, Detector) else SCALE)
         self._preprocessing = weights.preprocessing or IMAGENET
         graph, state = nnx.split(model)
         self._state = nnx.to_pure_dict(state)
-        self._task: Segmentation | None = None
+        self._task: Segmentation | Detection | None = None
+        common: tuple[Any, Any, Any, Any] = weights.config, dtype, self._preprocessing.mean, self._preprocessing.std
         if isinstance(model, Segmentor):
             settings = dataclasses.replace(segmentation or SegmentationConfig(), head=model.head_name)
-            mean, std = self._preprocessing.mean, self._preprocessing.std
-            self._task = Segmentation(weights.config, dtype, mean, std, settings)
+            self._task = Segmentation(*common, settings)
+        elif isinstance(model, Detector):
+            self._task = Detection(*common, DetectionConfig(head=model.HEAD))
         task = self._task
 
         @jax.jit
-        def run(state: Any, batch: dict[str, jax.Array]) -> jax.Array:
+        def run(state: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
             model: Any = nnx.merge(graph, state)
             if task is not None:
-                return task.predict(model, batch)["classes"]
-            return jax.nn.softmax(model(batch["image"]), axis=-1)
+                return task.predict(model, batch)
+            return {"probabilities": jax.nn.softmax(model(batch["image"]), axis=-1)}
 
         self._run = run
 
@@ -70,20 +78,37 @@ class Predictor:
     @property
     def segments(self) -> bool:
         """Whether it predicts a class for every pixel."""
-        return self._task is not None
+        return isinstance(self._task, Segmentation)
+
+    @property
+    def detects(self) -> bool:
+        """Whether it predicts objects."""
+        return isinstance(self._task, Detection)
 
     def probabilities(self, image: Image.Image) -> np.ndarray:
         """Of each class, float32 [classes]: a classifier's."""
         config = DataConfig("picture", **dataclasses.asdict(self._preprocessing))
         picture = jnp.asarray(eval_transform(image, config))[None]
-        return np.asarray(self._run(self._state, {"image": normalize(picture, config.mean, config.std)})[0])
+        batch = {"image": normalize(picture, config.mean, config.std)}
+        return np.asarray(self._run(self._state, batch)["probabilities"][0])
 
     def classes(self, image: Image.Image) -> np.ndarray:
         """The likeliest class of each pixel, uint8 [height width]: a segmentor's."""
-        if self._task is None:
-            raise ValueError(f"These weights ({self.weights.describe()}) are of a classifier, not of a segmentor.")
+        if not isinstance(self._task, Segmentation):
+            raise ValueError(f"These weights ({self.weights.describe()}) are not of a segmentor.")
         height, width = image.height, image.width
         resized = resize_image(np.asarray(image), rescaled_size(height, width, self._scale))
         local = {"image": resized[None], "original_size": np.array([[height, width]], np.int32)}
         batch = {name: jnp.asarray(array) for name, array in self._task.device_batch(local).items()}
-        return np.asarray(self._run(self._state, batch))[0, :height, :width]
+        return np.asarray(self._run(self._state, batch)["classes"])[0, :height, :width]
+
+    def objects(self, image: Image.Image) -> Found:
+        """What is found, by decreasing score, in pixels of the picture: a detector's."""
+        if not isinstance(self._task, Detection):
+            raise ValueError(f"These weights ({self.weights.describe()}) are not of a detector.")
+        height, width = image.height, image.width
+        size = rescaled_size(height, width, self._scale)
+        placed = place_image(resize_image(np.asarray(image), size), padded_size(size))
+        placed["scale_factor"] = scale_factor((height, width), size)
+        outputs = self._run(self._state, {name: jnp.asarray(array[None]) for name, array in placed.items()})
+        return found_in(jax.device_get(outputs), 0, (height, width))

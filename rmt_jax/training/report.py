@@ -36,7 +36,7 @@ WORKDIR_FILES = {
     "tensorboard": "the same for TensorBoard",
     "curves.png": "loss, learning rate, accuracy, speed",
     "predictions.png": "test pictures, the mistakes first",
-    "overlays": "predicted classes in colours over pictures",
+    "overlays": "what is predicted, in colours over pictures",
     "evaluation.json": "the last evaluation: accuracy, and that of each class",
     "confusion.png": "which classes are taken for which",
 }
@@ -50,6 +50,11 @@ _HEADINGS = {
     "mIoU": "mIoU (%)",
     "aAcc": "pixels right (%)",
     "mAcc": "mean of the classes (%)",
+    "box_AP": "box AP (%)",
+    "box_AP50": "at IoU .5",
+    "box_AP75": "at IoU .75",
+    "mask_AP": "mask AP (%)",
+    "mask_AP50": "at IoU .5, masks",
 }
 _DECIMALS = {"epoch": 0, "loss": 4}
 

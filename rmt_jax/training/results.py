@@ -86,5 +86,5 @@ def _values(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
 
 
 def _row(kind: Kind, values: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    row = {key: values[f"{prefix}/{key}"] for key in kind.SHOWN}
+    row = {key: values[f"{prefix}/{key}"] for key in kind.SHOWN if f"{prefix}/{key}" in values}
     return row | ({"epoch": values["epoch"]} if "epoch" in values else {})
