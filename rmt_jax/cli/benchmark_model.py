@@ -185,7 +185,7 @@ def _measure(config: "Config", options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _profile(ours: "Candidate") -> list[dict[str, Any]]:
-    """Print and return the processor time of each part of the model, the most expensive first."""
+    """Print and return the time of each part of the model, the most expensive first."""
     from rmt_jax.training.profile import OTHER, profile
 
     found = profile(ours.run, ours.text())
@@ -202,7 +202,9 @@ def _profile(ours: "Candidate") -> list[dict[str, Any]]:
         cells = (f"{seconds * 1e3:,.2f}" if seconds else "" for seconds in times)
         table.add_row(stage.removeprefix("stage"), part, *cells, f"{sum(times) / found.total:.1%}")
     Console().print(table)
-    say(f"{found.total * 1e3:,.1f} ms of processor time a call; {OTHER!r} is what no part of the model names.")
+    say(
+        f"The operations of a call take {found.total * 1e3:,.1f} ms together; {OTHER!r} is what no part of the model names."
+    )
     names = "stage", "part", "forward", "backward"
     return [dict(zip(names, (*place, *times), strict=True)) for place, times in rows]
 

@@ -48,7 +48,7 @@ class Place(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """Processor seconds of one call, summed over threads or streams.
+    """Seconds that the operations of one call take, together: more than the call, where some run beside each other.
 
     Attributes:
         places: of each place.
