@@ -202,9 +202,7 @@ def _profile(ours: "Candidate") -> list[dict[str, Any]]:
         cells = (f"{seconds * 1e3:,.2f}" if seconds else "" for seconds in times)
         table.add_row(stage.removeprefix("stage"), part, *cells, f"{sum(times) / found.total:.1%}")
     Console().print(table)
-    say(
-        f"The operations of a call take {found.total * 1e3:,.1f} ms together; {OTHER!r} is what no part of the model names."
-    )
+    say(f"The operations of a call take {found.total * 1e3:,.1f} ms together; {OTHER!r}: no part of the model.")
     names = "stage", "part", "forward", "backward"
     return [dict(zip(names, (*place, *times), strict=True)) for place, times in rows]
 
