@@ -42,7 +42,7 @@ def _detection(head: str) -> ml_collections.ConfigDict:
             "batch_size": 8,
             "reference_batch_size": 8,
             "eval_batch_size": 8,
-            "epochs": 6,
+            "epochs": 12,
             "ema_decay": 0.98,
             # With the 256 channels of COCO's recipes the head would be nearly all of the work.
             "model": {
@@ -65,9 +65,9 @@ def _detection(head: str) -> ml_collections.ConfigDict:
                     "max_boxes": 8,
                 },
             },
-            "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.05, "clip_norm": 10.0},
-            "schedule": {"kind": "drops", "drop_epochs": (4,), "warmup_steps": 100, "warmup_ratio": 0.01},
-            "eval_every_epochs": 2,
+            "optimizer": {"learning_rate": 2e-3, "weight_decay": 0.05, "clip_norm": 10.0},
+            "schedule": {"kind": "drops", "drop_epochs": (9,), "warmup_steps": 100, "warmup_ratio": 0.01},
+            "eval_every_epochs": 3,
             "log_every_steps": 47,  # four times an epoch
         }
     )

@@ -111,8 +111,7 @@ def _segment(predictor: "Predictor", image: Image.Image, stem: pathlib.Path) -> 
 
 
 def _detect(predictor: "Predictor", image: Image.Image, stem: pathlib.Path, score: float) -> None:
-    from pycocotools import mask as run_lengths
-
+    from rmt_jax.tasks import encode_mask
     from rmt_jax.training.metrics import replace_file
     from rmt_jax.training.object_figures import draw_objects
     from rmt_jax.training.segmentation import png
@@ -123,8 +122,7 @@ def _detect(predictor: "Predictor", image: Image.Image, stem: pathlib.Path, scor
         for label, value, box in zip(found.labels, found.scores, found.boxes.tolist(), strict=True)
     ]
     for entry, mask in zip(entries, () if found.masks is None else found.masks, strict=False):
-        encoded = run_lengths.encode(np.asfortranarray(mask.astype(np.uint8)))
-        entry["mask"] = {"size": list(mask.shape), "counts": encoded["counts"].decode()}
+        entry["mask"] = encode_mask(mask)
     shown = found.above(score)
     for entry in entries[: len(shown.scores)]:
         x1, y1, x2, y2 = entry["box"]

@@ -6,7 +6,7 @@ from rmt_jax.tasks.classification import Classification, normalize
 from rmt_jax.tasks.detection import Detection, DetectionConfig
 from rmt_jax.tasks.distillation import DistillConfig, Teacher
 from rmt_jax.tasks.iou import MeanIoU
-from rmt_jax.tasks.mask_paste import paste_mask
+from rmt_jax.tasks.mask_paste import encode_mask, paste_mask
 from rmt_jax.tasks.mixing import MixConfig
 from rmt_jax.tasks.segmentation import Segmentation, SegmentationConfig
 
@@ -23,6 +23,7 @@ __all__ = [
     "SegmentationConfig",
     "Task",
     "Teacher",
+    "encode_mask",
     "normalize",
     "paste_mask",
 ]

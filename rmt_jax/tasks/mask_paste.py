@@ -1,8 +1,10 @@
 """Masks of objects at the size of the picture, from those that a mask head predicts in their boxes."""
 
 import math
+from typing import Any
 
 import numpy as np
+from pycocotools import mask as run_lengths
 
 
 def paste_mask(mask: np.ndarray, box: np.ndarray, size: tuple[int, int], threshold: float = 0.5) -> np.ndarray:
@@ -27,6 +29,12 @@ def paste_mask(mask: np.ndarray, box: np.ndarray, size: tuple[int, int], thresho
     pasted = np.zeros(size, bool)
     pasted[rows, columns] = at_rows @ mask @ at_columns.T >= threshold
     return pasted
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """A mask, bool [height width], as COCO's compressed run lengths, ready for JSON: {"size", "counts"}."""
+    encoded = run_lengths.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": list(mask.shape), "counts": encoded["counts"].decode()}
 
 
 def _axis(start: np.float32, stop: np.float32, pixels: int, side: int) -> tuple[slice, np.ndarray]:

@@ -177,18 +177,15 @@ class Config:
 
     def _check_detection(self) -> None:
         """Masks are read where the head learns them, and pictures that are counted together stay together."""
-        needed = self.detection.has_masks
+        head, needed = self.detection.head, self.detection.has_masks
         if self.data.detection.masks != needed:
-            raise ValueError(
-                f"detection.head={self.detection.head!r} learns {'masks' if needed else 'no masks'}: set "
-                f"data.detection.masks={needed}."
-            )
+            what = "masks" if needed else "no masks"
+            raise ValueError(f"detection.head={head!r} learns {what}: set data.detection.masks={needed}.")
         part = self.batch_size // self.grad_accum_steps
         if self.detection.normalizer == "pair" and part % 2 and part > 1:
-            raise ValueError(
-                f"batch_size={self.batch_size} in grad_accum_steps={self.grad_accum_steps} parts cannot be cut into "
-                f"pairs of pictures: use an even number in each part, or detection.normalizer='picture' or 'batch'."
-            )
+            given = f"batch_size={self.batch_size} in grad_accum_steps={self.grad_accum_steps} parts"
+            choice = "use an even number in each, or detection.normalizer='picture' or 'batch'"
+            raise ValueError(f"{given} cannot be cut into pairs of pictures: {choice}.")
 
     def _check_groups(self) -> None:
         if not (self.mix.mixes_pictures or self.mix.mix_token):

@@ -177,7 +177,7 @@ def test_pictures_are_found_alike_on_any_canvas(head: str) -> None:
         image = np.full((1, *canvas, 3), 128, np.uint8)
         image[0, :60, :90] = picture
         sizes = {"image_size": jnp.array([[60, 90]]), "pad_size": jnp.array([[64, 96]])}
-        return predict({"image": jnp.asarray(image), **sizes, "scale_factor": jnp.full((1, 4), scale)})
+        return predict({"image": jnp.asarray(image), **sizes, "scale_factor": jnp.full((1, 4), scale, jnp.float32)})
 
     alone, larger = found((64, 96), 1), found((96, 160), 2)
     np.testing.assert_array_equal(alone["valid"], larger["valid"])
