@@ -150,7 +150,7 @@ def sampler_rows() -> Iterator[Row]:
     for head, rule, share, prepend in (("rpn", "rpn", 0.5, False), ("rcnn", "rcnn_mask", 0.25, True)):
         found = assign(jnp.asarray(boxes), all_of(boxes), jnp.asarray(gts), all_of(gts), MATCH_RULES[rule])
         if prepend:
-            _, found = ops.prependground_truths(jnp.asarray(boxes), found, jnp.asarray(gts), all_of(gts))
+            _, found = ops.prepend_ground_truths(jnp.asarray(boxes), found, jnp.asarray(gts), all_of(gts))
         for choice, slots in (
             (choice, slots) for choice in (first, ops.evenly) for slots in (64, {"rpn": 256, "rcnn": 512}[head])
         ):
@@ -257,7 +257,7 @@ def roi_target_rows() -> Iterator[Row]:
     @jax.jit
     def of_picture(gts: jax.Array, valid: jax.Array, proposals: jax.Array, masks: jax.Array) -> tuple[Any, ...]:
         found = ops.assign(proposals, all_of(proposals), gts, valid, MATCH_RULES["rcnn_mask"])
-        boxes, found = ops.prependground_truths(proposals, found, gts, valid)
+        boxes, found = ops.prepend_ground_truths(proposals, found, gts, valid)
         samples = ops.sample(jax.random.key(0), found, 512, 0.25, ops.evenly)
         regions, of_object = boxes[samples.box], found.ground_truth[samples.box]
         offsets = ops.encode_boxes(regions, gts[of_object], RCNN_STDS)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import jax
 import pytest
 
-from rmt_jax.models import layers, rmt
+from rmt_jax.models import block, layers
 from rmt_jax.training.optimizer import OptimizerConfig
 from tests import parity
 
@@ -34,13 +34,13 @@ def test_no_decay_list_is_upstreams() -> None:
 
 @pytest.mark.slow
 def test_tanh_gelu_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rmt, "gelu", functools.partial(jax.nn.gelu, approximate=True))
+    monkeypatch.setattr(block, "gelu", functools.partial(jax.nn.gelu, approximate=True))
     assert failures(parity.inference_rows("rmt_t"))
 
 
 @pytest.mark.slow
 def test_wrong_layer_norm_epsilon_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rmt, "LayerNorm", functools.partial(layers.LayerNorm, epsilon=1e-5))
+    monkeypatch.setattr(block, "LayerNorm", functools.partial(layers.LayerNorm, epsilon=1e-5))
     assert failures(parity.inference_rows("rmt_t"))
 
 

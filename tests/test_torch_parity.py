@@ -18,7 +18,7 @@ import pytest
 import torch
 from hypothesis import Phase, example, given, seed, settings
 
-from rmt_jax.models import Classifier, RMTConfig, layers, rmt
+from rmt_jax.models import Classifier, RMTConfig, block, layers, rmt
 from rmt_jax.ops import manhattan
 from rmt_jax.training.optimizer import OptimizerConfig
 from tests.ladder import training
@@ -174,13 +174,13 @@ def phases_of_columns(original: Callable[..., np.ndarray], height: int, width: i
     return np.broadcast_to(original(1, width, dim), (height, width, dim // 2))
 
 
-def unscaled_keys(original: Callable[..., Any], self: rmt.Retention, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def unscaled_keys(original: Callable[..., Any], self: block.Retention, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     q, k = original(self, x)
     return q, k * (k.shape[-1] // len(self.heads.log_rates)) ** 0.5
 
 
-def no_inner_residual(original: Callable[..., Any], self: rmt.FFN, x: jax.Array) -> jax.Array:
-    return self.fc2(self.dwconv(rmt.gelu(self.fc1(x))))
+def no_inner_residual(original: Callable[..., Any], self: block.FFN, x: jax.Array) -> jax.Array:
+    return self.fc2(self.dwconv(block.gelu(self.fc1(x))))
 
 
 def same_padding(original: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -230,7 +230,7 @@ MISTAKES: dict[str, tuple[str, set[str], Callable[[pytest.MonkeyPatch], None]]] 
     "decay of the neighbouring head": (
         "constants",
         {"constant"},
-        wrap(rmt, "log_decay_rates", lambda original, *args: jnp.roll(original(*args), 1)),
+        wrap(block, "log_decay_rates", lambda original, *args: jnp.roll(original(*args), 1)),
     ),
     "tanh GELU": (
         "gelu",
@@ -259,14 +259,14 @@ MISTAKES: dict[str, tuple[str, set[str], Callable[[pytest.MonkeyPatch], None]]] 
         wrap(manhattan, "full_retention", lambda original, q, k, v, decay: original(q, k, v, 0 * decay)),
     ),
     "biased running variance": ("batch_norm", {"statistic"}, wrap(layers.BatchNorm, "__call__", biased_variance)),
-    "unscaled keys": ("retention", {"part"}, wrap(rmt.Retention, "_queries_and_keys", unscaled_keys)),
-    "no residual inside the FFN": ("ffn", {"part"}, wrap(rmt.FFN, "__call__", no_inner_residual)),
+    "unscaled keys": ("retention", {"part"}, wrap(block.Retention, "_queries_and_keys", unscaled_keys)),
+    "no residual inside the FFN": ("ffn", {"part"}, wrap(block.FFN, "__call__", no_inner_residual)),
     "LayerNorm epsilon 1e-5": (
         "block",
         {"part"},
-        lambda monkeypatch: monkeypatch.setattr(rmt, "LayerNorm", functools.partial(layers.LayerNorm, epsilon=1e-5)),
+        lambda monkeypatch: monkeypatch.setattr(block, "LayerNorm", functools.partial(layers.LayerNorm, epsilon=1e-5)),
     ),
-    "layer scale left out": ("block", {"part"}, wrap(rmt, "_scale", lambda _, gamma, x: x)),
+    "layer scale left out": ("block", {"part"}, wrap(block, "_scale", lambda _, gamma, x: x)),
     "padding SAME at stride 2": ("stage", {"part"}, wrap(rmt, "conv3x3", same_padding)),
     "GELU after the last BatchNorm": ("stem", {"part"}, wrap(rmt.Stem, "__call__", gelu_at_the_end)),
     "auxiliary head one layer later": ("classifier", {"model"}, wrap(Classifier, "taps", tap_after_norm)),

@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_image
@@ -112,6 +112,7 @@ def test_damaged_pictures_name_their_record(data):
         decode(data, "n01440764/n01440764_18.JPEG")
 
 
+@settings(deadline=None)
 @given(st.sampled_from(["JPEG", "PNG", "WEBP"]), st.integers(0, 10**6), st.binary(min_size=1, max_size=8))
 def test_no_damage_raises_anything_else(format, position, noise):
     data = bytearray(encode(picture(), format))

@@ -10,7 +10,7 @@ from jax import Array
 from torch import Tensor
 
 from rmt_jax import ops
-from rmt_jax.models import layers, rmt
+from rmt_jax.models import block, layers, rmt
 from rmt_jax.ops import manhattan
 from tests import torch_rmt
 from tests.ladder.case import Case, Row
@@ -22,7 +22,7 @@ def constants(case: Case) -> Iterator[Row]:
     (_, height, width), relpos = case.shape, case.relpos()
     rates = relpos.decay.float().numpy()
     # As gamma: near 1, one rounding of it is a large share of its logarithm.
-    yield Row("gamma", error(np.exp(rmt.log_decay_rates(case.heads, *case.decay)), relpos.decay.exp()), "constant")
+    yield Row("gamma", error(np.exp(block.log_decay_rates(case.heads, *case.decay)), relpos.decay.exp()), "constant")
     axis, grid = compiled(lambda: (ops.axis_decay(width, rates), ops.manhattan_decay(height, width, rates)))()
     yield Row("axis decay", error(axis, torch_rmt.axis_bias(relpos.decay, width)), "constant")
     yield Row("Manhattan decay", error(grid, torch_rmt.manhattan_bias(relpos.decay, height, width)), "constant")

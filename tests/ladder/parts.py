@@ -11,6 +11,7 @@ from jax import Array
 from torch import nn
 
 from rmt_jax.models import layers, rmt
+from rmt_jax.models.block import FFN, Block, Retention
 from rmt_jax.training.state import split_model
 from tests import torch_rmt
 from tests.ladder.case import (
@@ -64,7 +65,7 @@ def retention(case: Case) -> Iterator[Row]:
     yield from part_rows(
         # An input as large as a LayerNorm makes it: logits are quadratic in it, and so are their roundings.
         dataclasses.replace(case, scale=1.0),
-        lambda rngs: rmt.Retention(case.dim, case.heads, decomposed=is_decomposed, rngs=rngs, **options),
+        lambda rngs: Retention(case.dim, case.heads, decomposed=is_decomposed, rngs=rngs, **options),
         torch_rmt.Retention(case.dim, case.heads, is_decomposed),
         case.relpos()(*case.shape[1:]),
     )
@@ -74,7 +75,7 @@ def ffn(case: Case) -> Iterator[Row]:
     """The feed-forward network."""
     hidden = int(case.dim * case.config.mlp_ratios[case.stage])
     theirs = torch_rmt.FeedForward(case.dim, hidden)
-    yield from part_rows(case, lambda rngs: rmt.FFN(case.dim, hidden, dtype=case.dtype, rngs=rngs), theirs)
+    yield from part_rows(case, lambda rngs: FFN(case.dim, hidden, dtype=case.dtype, rngs=rngs), theirs)
 
 
 def their_block(case: Case) -> torch_rmt.Block:
@@ -87,7 +88,7 @@ def block(case: Case) -> Iterator[Row]:
     """A block."""
     yield from part_rows(
         case,
-        lambda rngs: rmt.Block(case.config, case.stage, 0.0, dtype=case.dtype, rngs=rngs),
+        lambda rngs: Block(case.config, case.stage, 0.0, dtype=case.dtype, rngs=rngs),
         their_block(case),
         case.relpos()(*case.shape[1:]),
     )

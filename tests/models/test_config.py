@@ -88,6 +88,7 @@ def test_every_field_is_tested_here() -> None:
     tested = {"num_classes", "proj_dim", "aux_head", "mlp_ratios", "layer_scale", "depths", "embed_dims", "num_heads"}
     tested |= {"decay_spans", "decay_start", "decomposed", "drop_path"}
     tested |= {"aux_tap", "remat", "scan", "extra_norms"}  # in test_starred.py, test_block_loop.py, test_extra_norms.py
+    tested |= {"pyramid_features"}  # in test_segmentation.py
     assert {field.name for field in dataclasses.fields(RMTConfig)} == tested
 
 

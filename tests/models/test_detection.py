@@ -176,26 +176,26 @@ def test_transposed_convolution_by_hand() -> None:
 
 def test_initialisation() -> None:
     """mmdet's: normal, xavier uniform, kaiming normal by fan out; zero biases but RetinaNet's of the classes."""
-    options: dict[str, Any] = {"features": 32, "dtype": jnp.float32, "rngs": nnx.Rngs(0)}
+    options: dict[str, Any] = {"features": 256, "dtype": jnp.float32, "rngs": nnx.Rngs(0)}
     neck = FPN((48, 64), extra_levels="convolved", kernel_init=XAVIER, **options)
     retina, rpn, mask = RetinaHead(80, **options), RPNHead(**options), MaskHead(80, **options)
     box = BoxHead(80, num_convs=1, num_fcs=2, **options)
     for layer, deviation in (
-        (neck.lateral_convs[0].conv, (2 / (48 + 32)) ** 0.5),
-        (neck.fpn_convs[2].conv, (2 / (9 * (64 + 32))) ** 0.5),
-        (neck.fpn_convs[3].conv, (2 / (9 * (32 + 32))) ** 0.5),
+        (neck.lateral_convs[0].conv, (2 / (48 + 256)) ** 0.5),
+        (neck.fpn_convs[2].conv, (2 / (9 * (64 + 256))) ** 0.5),
+        (neck.fpn_convs[3].conv, (2 / (9 * (256 + 256))) ** 0.5),
         (retina.cls_convs[3].conv, 0.01),
         (retina.retina_cls, 0.01),
         (retina.retina_reg, 0.01),
         (rpn.rpn_conv, 0.01),
         (rpn.rpn_reg, 0.01),
-        (box.shared_convs[0].conv, (2 / (9 * 32)) ** 0.5),
-        (box.shared_fcs[0], (2 / (32 * 49 + 1024)) ** 0.5),
+        (box.shared_convs[0].conv, (2 / (9 * 256)) ** 0.5),
+        (box.shared_fcs[0], (2 / (256 * 49 + 1024)) ** 0.5),
         (box.shared_fcs[1], (2 / (1024 + 1024)) ** 0.5),
         (box.fc_cls, 0.01),
         (box.fc_reg, 0.001),
-        (mask.convs[0].conv, (2 / (9 * 32)) ** 0.5),
-        (mask.upsample, (2 / (4 * 32)) ** 0.5),
+        (mask.convs[0].conv, (2 / (9 * 256)) ** 0.5),
+        (mask.upsample, (2 / (4 * 256)) ** 0.5),
         (mask.conv_logits, (2 / 80) ** 0.5),
     ):
         np.testing.assert_allclose(np.asarray(layer.kernel[...]).std(), deviation, rtol=0.1)
