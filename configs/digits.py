@@ -80,7 +80,7 @@ def _segmentation() -> ml_collections.ConfigDict:
             "seed": 0,
             "batch_size": 16,
             "reference_batch_size": 16,
-            "epochs": 12,
+            "epochs": 50,
             "ema_decay": 0.98,
             # With the authors' 256 channels the pyramid and its head would be 97 % of the work.
             "model": {
@@ -99,12 +99,13 @@ def _segmentation() -> ml_collections.ConfigDict:
                     "crop_size": (64, 64),
                     "cat_max_ratio": 1.0,
                     "flip": 0.0,
+                    "photometric": False,
                 },
             },
             "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.05},
             "schedule": {"kind": "poly", "power": 0.9, "min_lr": 1e-5, "warmup_steps": 50, "warmup_ratio": 0.01},
-            "eval_every_epochs": 4,
-            "log_every_steps": 31,  # three times an epoch
+            "eval_every_epochs": 10,
+            "log_every_steps": 93,  # once an epoch
         }
     )
 

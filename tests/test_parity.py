@@ -46,9 +46,9 @@ def test_wrong_layer_norm_epsilon_is_noticed(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.slow
 def test_biased_running_variance_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def biased(self: layers.BatchNorm, x: jax.Array) -> jax.Array:
+    def biased(self: layers.BatchNorm, x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
         count, old = x.size // x.shape[-1], self.var[...]
-        y = original(self, x)
+        y = original(self, x, valid)
         self.var[...] = old + (self.var[...] - old) - 0.1 * x.var(axis=(0, 1, 2)) / (count - 1)
         return y
 

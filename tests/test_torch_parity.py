@@ -198,17 +198,21 @@ def tap_after_norm(original: Callable[..., Any], self: Classifier, x: jax.Array)
     return taps | {"proj": taps["norm"]}
 
 
-def biased_variance(original: Callable[..., Any], self: layers.BatchNorm, x: jax.Array) -> jax.Array:
+def biased_variance(
+    original: Callable[..., Any], self: layers.BatchNorm, x: jax.Array, valid: jax.Array | None = None
+) -> jax.Array:
     count = x.size // x.shape[-1]
-    y = original(self, x)
+    y = original(self, x, valid)
     if not self.use_running_average:
         self.var[...] -= self.momentum * x.var(axis=(0, 1, 2)) / (count - 1)
     return y
 
 
-def constant_statistics(original: Callable[..., Any], self: layers.BatchNorm, x: jax.Array) -> jax.Array:
+def constant_statistics(
+    original: Callable[..., Any], self: layers.BatchNorm, x: jax.Array, valid: jax.Array | None = None
+) -> jax.Array:
     """The backward pass takes the batch's mean and variance for constants."""
-    y = original(self, x)
+    y = original(self, x, valid)
     if self.use_running_average:
         return y
     mean, var = (jax.lax.stop_gradient(f(x, axis=(0, 1, 2))) for f in (jnp.mean, jnp.var))
