@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rmt_jax.cli.output import check_output, format_size
+from rmt_jax.cli.output import check_output, format_size, say
 from rmt_jax.models import Remat
 
 if TYPE_CHECKING:  # the other commands do not need the training
@@ -89,7 +89,7 @@ def _run(options: argparse.Namespace) -> int:
     else:
         _print_policies(console, title, found, len(devices), chip)
     if config.distill.teacher is not None:
-        _say(console, "Without the teacher of distill.teacher: its weights, temporaries and operations come on top.")
+        say("Without the teacher of distill.teacher: its weights, temporaries and operations come on top.")
     if options.json is not None:
         content = {policy: dataclasses.asdict(compiled) for policy, compiled in found.items()}
         described = {"config": options.config, "changes": options.config_words, "topology": options.topology}
@@ -163,7 +163,7 @@ def _print_one(
     table.add_row("peak", f"{format_size(compiled.peak)}{limit}: {'fits' if compiled.fits else 'does not fit'}")
     console.print(table)
     for line in _work(compiled, each, chip):
-        _say(console, line)
+        say(line)
     if compiled.collectives:
         table = _table("collectives of a step", "number", "sent by a device")
         for kind, traffic in compiled.collectives.items():
@@ -195,7 +195,7 @@ def _print_policies(
         )
     console.print(table)
     if chip is not None and any(_lacks_network(compiled, chip) for compiled in found.values()):
-        _say(console, f"Estimated step: {_no_step(chip)}.")
+        say(f"Estimated step: {_no_step(chip)}.")
 
 
 def _lacks_network(compiled: "Compiled", chip: "Chip") -> bool:
@@ -258,10 +258,6 @@ def step_time(compiled: "Compiled", each: int, chip: "Chip | None") -> float | N
     if chip is None or not times or _lacks_network(compiled, chip):
         return None
     return max(times.pop("arithmetic"), times.pop("memory")) + sum(times.values())
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _table(first: str, *others: str) -> Table:

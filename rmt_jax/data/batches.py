@@ -12,7 +12,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from rmt_jax.data.config import DataConfig
+from rmt_jax.data.config import AugmentConfig, DataConfig, TokenLabelsConfig
 from rmt_jax.data.decode import CorruptImageError
 from rmt_jax.data.interface import RecordT, Source
 from rmt_jax.data.order import TrainingOrder
@@ -215,6 +215,102 @@ class ShuffledLoader(StepLoader[RecordT, np.random.Generator]):
         drawn = self._order.picture(step, offset)
         for index in range(drawn, drawn + len(self.source)):
             yield index % len(self.source), rng
+
+
+class EvaluationLoader(abc.ABC, Generic[RecordT]):
+    """Every picture once, in batches of one size, for one process of `process_count`.
+
+    Every process yields the same number of batches; process `p` has the `p`-th consecutive slice of each.
+
+    Args:
+        source: the pictures.
+        config: size, workers.
+        batch_size: pictures in a global batch.
+        process_index: which slice to yield.
+        process_count: how many processes share a batch.
+
+    Attributes:
+        unreadable: the pictures left out so far.
+
+    Raises:
+        ValueError: the batch does not divide among the processes.
+    """
+
+    def __init__(
+        self,
+        source: Source[RecordT],
+        config: DataConfig,
+        *,
+        batch_size: int,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> None:
+        self.local_batch_size = local_batch_size(batch_size, process_index, process_count)
+        self.source: Source[RecordT] = source
+        self.config = config
+        self.batch_size = batch_size
+        self.unreadable = Unreadable(source, config.max_unreadable)
+        self._first = process_index * self.local_batch_size
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Batches of a pass."""
+
+
+class GroupedLoader(EvaluationLoader[RecordT], Generic[RecordT, GroupT]):
+    """Pictures of one shape together, larger shapes first; the last batch of each is filled up.
+
+    Attributes:
+        shapes: number of pictures by the shapes of their batches, in the order of the batches. A model is compiled for
+            each.
+    """
+
+    def __init__(
+        self,
+        source: Source[RecordT],
+        config: DataConfig,
+        *,
+        batch_size: int,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> None:
+        super().__init__(
+            source, config, batch_size=batch_size, process_index=process_index, process_count=process_count
+        )
+        self.try_examples()
+        groups = self.group()
+        self.shapes = {shape: len(indices) for shape, indices in groups.items()}
+        self._batches = plan_batches(groups, batch_size)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    @abc.abstractmethod
+    def try_examples(self) -> None:
+        """Raise an error where annotations do not fit some of the pictures."""
+
+    @abc.abstractmethod
+    def group(self) -> dict[GroupT, list[int]]:
+        """The pictures of each shape, larger shapes first: if memory is too small for one, the first batch says so."""
+
+    def picture(self, position: int) -> tuple[GroupT, int]:
+        """(shape, picture) at a position of this process's run; -1 for no picture, but filling."""
+        step, offset = divmod(position, self.local_batch_size)
+        shape, indices = self._batches[step]
+        return shape, int(indices[self._first + offset])
+
+
+def check_not_classification(config: DataConfig, instead: str) -> None:
+    """Raise ValueError where augmentation of classification is set, which only its loader reads.
+
+    instead: the keys that the task reads.
+    """
+    plain = (AugmentConfig(), 1, TokenLabelsConfig())
+    if (config.augment, config.repeats, config.token_labels) != plain:
+        raise ValueError(
+            "data.augment, data.repeats and data.token_labels are for classification, and would not be read: leave "
+            f"them out; {instead}"
+        )
 
 
 @contextlib.contextmanager

@@ -6,16 +6,7 @@ from collections.abc import Callable, Generator
 import numpy as np
 from PIL import Image
 
-from rmt_jax.data.batches import (
-    UNREADABLE,
-    Batch,
-    Element,
-    ShuffledLoader,
-    Unreadable,
-    iterate,
-    local_batch_size,
-    noting,
-)
+from rmt_jax.data.batches import UNREADABLE, Batch, Element, EvaluationLoader, ShuffledLoader, iterate, noting
 from rmt_jax.data.config import DataConfig
 from rmt_jax.data.decode import CorruptImageError, decode
 from rmt_jax.data.label_maps import LabelMaps
@@ -69,42 +60,14 @@ class TrainLoader(ShuffledLoader[Example]):
         return dict(token_label_transform(image, self._label_maps[picture_id], self.config, rng))
 
 
-class EvalLoader:
-    """Every picture once, in order, in batches of one size, for one process of `process_count`.
+class EvalLoader(EvaluationLoader[Example]):
+    """Every picture once, in order: see `EvaluationLoader`.
 
-    The last batch is filled up with padding: mask False, black picture, label 0, index -1. Every process yields the
-    same number of batches; process `p` has the `p`-th consecutive slice of each. A picture that cannot be decoded has
-    mask False as well, a black picture, but its own label and index.
-
-    Args:
-        source: the pictures.
-        config: size, workers.
-        batch_size: pictures in a global batch.
-        process_index: which slice to yield.
-        process_count: how many processes share a batch.
-
-    Attributes:
-        unreadable: the pictures left out so far.
-
-    Raises:
-        ValueError: the batch does not divide among the processes.
+    The last batch is filled up with padding: mask False, black picture, label 0, index -1. A picture that cannot be
+    decoded has mask False as well, a black picture, but its own label and index.
     """
 
-    def __init__(
-        self,
-        source: ImageSource,
-        config: DataConfig,
-        *,
-        batch_size: int,
-        process_index: int = 0,
-        process_count: int = 1,
-    ) -> None:
-        self.local_batch_size = local_batch_size(batch_size, process_index, process_count)
-        self.source = source
-        self.config = config
-        self.batch_size = batch_size
-        self.unreadable = Unreadable(source, config.max_unreadable)
-        self._process_index = process_index
+    source: ImageSource
 
     def __len__(self) -> int:
         return (len(self.source) + self.batch_size - 1) // self.batch_size
@@ -120,7 +83,7 @@ class EvalLoader:
     def _load(self, position: int) -> Element:
         """The example at a position of this process's run, or padding after the last picture."""
         step, offset = divmod(position, self.local_batch_size)
-        index = step * self.batch_size + self._process_index * self.local_batch_size + offset
+        index = step * self.batch_size + self._first + offset
         black = np.zeros((self.config.image_size, self.config.image_size, 3), np.uint8)
         nothing: Element = {"image": black, "mask": np.bool_(False), UNREADABLE: np.int32(-1)}
         if index >= len(self.source):

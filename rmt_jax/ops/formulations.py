@@ -76,7 +76,7 @@ def chosen(operation: str, platform: str) -> str:
 
 def chosen_here(operation: str) -> str:
     """The formulation of an operation in what is being traced, for choices that `by_platform` cannot make: of programs
-    that keep different things for the backward pass.
+    that keep different things for the backward pass, or whose operations would be counted along with the others'.
     """
     return chosen(operation, _PLATFORM.get() or jax.default_backend())
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from rmt_jax.models import DenseOutputs, MaskRCNN
 from rmt_jax.ops import Detections, Proposals, rcnn_detections, retinanet_detections
 from rmt_jax.tasks.detection_dense import AnchorGrid
-from rmt_jax.tasks.detection_regions import BOX_SIDE, MASK_SIDE, STAGES, Pyramid, refined
+from rmt_jax.tasks.detection_regions import BOX_SIDE, MASK_SIDE, STAGES, Pyramid, of_class, refined
 
 Sizes = Int[Array, "batch 2"]
 Scales = Float[Array, "batch 2"]
@@ -46,7 +46,7 @@ def rcnn_found(
         logits += of_classes / len(stages)
         if index + 1 < len(stages):
             best = of_classes[..., :-1].argmax(axis=-1)
-            boxes = refined(stage, boxes, _at(deltas, best, axis=2), image_size)
+            boxes = refined(stage, boxes, of_class(deltas, best, axis=2), image_size)
 
     def of_picture(*arrays: Array) -> Detections:
         return rcnn_detections(*arrays, stds=stages[-1].stds)
@@ -64,10 +64,4 @@ def _masks(
     for index in range(model.STAGES):
         masks = jax.nn.sigmoid(model.masks(regions, stage=index))
         total += masks.reshape(*found.labels.shape, *masks.shape[1:]) / model.STAGES
-    return _at(total, found.labels, axis=4)
-
-
-def _at(x: Array, index: Int[Array, "batch n"], axis: int) -> Array:
-    """[batch n ...] without an axis, of which each row has its own entry."""
-    wide = index.reshape(*index.shape, *[1] * (x.ndim - 2))
-    return jnp.take_along_axis(x, wide, axis=axis).squeeze(axis)
+    return of_class(total, found.labels, axis=4)

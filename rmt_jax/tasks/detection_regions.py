@@ -133,7 +133,7 @@ def region_losses(
         losses |= {prefix + name: Total(stage.weight * loss.total, loss.divisor) for name, loss in of_stage.items()}
         if index + 1 < len(stages):
             best = jnp.where(samples.positive, labels, logits[..., :-1].argmax(axis=-1))
-            moved = refined(stage, boxes, _of_class(deltas, best), truth.image_size)
+            moved = refined(stage, boxes, of_class(deltas, best, axis=2), truth.image_size)
             objects = truth.valid.shape[1]  # in front of the proposals
             proposals = Boxes(moved, samples.valid & (samples.box >= objects))
     return losses
@@ -177,7 +177,7 @@ def _box_losses(
     """Of all samples the class, of those of objects the box: its offsets, in a cascade its overlap."""
     count = samples.valid.sum(axis=1).astype(jnp.float32)
     entropy = softmax_cross_entropy(logits, labels)
-    predicted = _of_class(deltas, jnp.minimum(labels, deltas.shape[2] - 1))
+    predicted = of_class(deltas, labels, axis=2)
     targets = _rows(truth.boxes, of_object)
     if cascade:
         distance = GIOU_WEIGHT * giou_loss(decode_boxes(boxes, predicted, stage.stds), targets)
@@ -204,7 +204,7 @@ def _mask_loss(
         array[:, :POSITIVES] for array in (samples.positive, boxes, labels, of_object)
     )
     logits = model.masks(pyramid.regions(boxes, MASK_SIDE), stage=index)
-    logits = _channel(logits.reshape(*boxes.shape[:2], *logits.shape[1:]), labels)
+    logits = of_class(logits.reshape(*boxes.shape[:2], *logits.shape[1:]), labels, axis=4)
     targets = jax.vmap(lambda masks, which, boxes: mask_targets(masks, which, boxes, MASK_BINS))(
         truth.masks, of_object, boxes
     )
@@ -217,13 +217,7 @@ def _rows(table: Array, index: Int[Array, "batch n"]) -> Array:
     return jax.vmap(lambda table, index: table[index])(table, index)
 
 
-def _of_class(deltas: Float[Array, "batch n classes 4"], labels: Int[Array, "batch n"]) -> Float[Array, "batch n 4"]:
-    return jnp.take_along_axis(deltas, labels[..., None, None], axis=2)[:, :, 0]
-
-
-def _channel(
-    masks: Float[Array, "batch n rows columns classes"], labels: Int[Array, "batch n"]
-) -> Float[Array, "batch n rows columns"]:
-    """The mask of each region's class; of padding that of any."""
-    known = jnp.minimum(labels, masks.shape[-1] - 1)[..., None, None, None]
-    return jnp.take_along_axis(masks, known, axis=4)[..., 0]
+def of_class(x: Array, labels: Int[Array, "batch n"], axis: int) -> Array:
+    """[batch n ...] without the axis of classes, of which each row has that of its label; padding has any."""
+    known = jnp.minimum(labels, x.shape[axis] - 1).reshape(*labels.shape, *[1] * (x.ndim - 2))
+    return jnp.take_along_axis(x, known, axis=axis).squeeze(axis)

@@ -14,6 +14,7 @@ _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.-]+)")
 _TRIPS = re.compile(r"known_trip_count\D+(\d+)")
 _CONDITION = re.compile(r"condition=%?([\w.-]+)")
 _LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+_SCOPE = re.compile(r'op_name="([^"]*)"')
 _ARRAY = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 
 
@@ -28,6 +29,7 @@ class Instruction(NamedTuple):
         operands: names of the instructions whose results it takes.
         calls: the computation that it runs, "" for none; of a loop none.
         is_root: whether its result is the computation's.
+        scope: the path of scopes and primitives that it comes from, "" where that is not known.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Instruction(NamedTuple):
     operands: tuple[str, ...]
     calls: str
     is_root: bool
+    scope: str
 
 
 def computations(hlo: str) -> dict[str, list[str]]:
@@ -57,7 +60,9 @@ def instructions(lines: list[str]) -> list[Instruction]:
     for root, name, result, kind, inside, rest in (m.groups() for m in map(_INSTRUCTION.match, lines) if m):
         called = _CALLED.search(rest) if kind != "while" else None
         operands = tuple(_OPERAND.findall(inside))
-        found.append(Instruction(name, result, kind, inside, operands, called[1] if called else "", bool(root)))
+        scope = _SCOPE.search(rest)
+        calls = called[1] if called else ""
+        found.append(Instruction(name, result, kind, inside, operands, calls, bool(root), scope[1] if scope else ""))
     return found
 
 

@@ -27,8 +27,6 @@ PARTS = (
 )
 
 _SCOPE = re.compile(rf"\b(?:(stage\d+)|({'|'.join(PARTS)}))\b")
-_OPERATION_NAME = re.compile(r'op_name="([^"]*)"')
-_NAME = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = ")
 _CONTAINERS = frozenset({"while", "call", "conditional"})  # what they run has entries of its own
 
 
@@ -96,21 +94,19 @@ def profile(run: Callable[[], object], hlo: str, *, calls: int = 5) -> Profile:
 
 def operation_places(hlo: str) -> dict[str, Place]:
     """The place of each operation of a program that does work itself."""
-    found = {}
-    for lines in computations(hlo).values():
-        named = {match[1]: line for line in lines if (match := _NAME.match(line))}
-        for instruction in instructions(lines):
-            if instruction.kind not in _CONTAINERS:
-                name = _OPERATION_NAME.search(named.get(instruction.name, ""))
-                found[instruction.name] = place_of(name[1] if name else "")
-    return found
+    return {
+        instruction.name: place_of(instruction.scope)
+        for lines in computations(hlo).values()
+        for instruction in instructions(lines)
+        if instruction.kind not in _CONTAINERS
+    }
 
 
 def place_of(operation_name: str) -> Place:
     """The place that a path of scopes such as "jit(f)/transpose(jvp(stage1))/ffn/dot_general" says."""
-    stages, parts = zip(*_SCOPE.findall(operation_name), strict=True) if _SCOPE.search(operation_name) else ((), ())
-    stage = next((stage for stage in reversed(stages) if stage), "")
-    part = next((part for part in reversed(parts) if part), OTHER)
+    names = _SCOPE.findall(operation_name)
+    stage = next((stage for stage, _ in reversed(names) if stage), "")
+    part = next((part for _, part in reversed(names) if part), OTHER)
     return Place(stage, part, "transpose(" in operation_name)
 
 

@@ -11,7 +11,7 @@ import torch
 
 import rmt_jax
 from rmt_jax.cli import main
-from rmt_jax.convert import Weights, load_into, load_pretrained, read_weights, to_torch, torch_key
+from rmt_jax.convert import load_into, load_pretrained, read_weights, to_torch, torch_key
 from rmt_jax.models import MaskRCNN, variant
 from rmt_jax.models.arrays import flat_paths, model_arrays
 from rmt_jax.training.checkpoint import Checkpoints
@@ -19,7 +19,7 @@ from rmt_jax.training.command_line import load_config
 from rmt_jax.training.config import parse
 from rmt_jax.training.state import split_model
 from rmt_jax.training.workdir import open_workdir
-from tests.convert.upstream import StateDict, detector_state_dict, prefixed, save, state_dict
+from tests.convert.upstream import StateDict, assert_holds, detector_state_dict, prefixed, save, state_dict
 from tests.golden import golden
 from tests.models.small import abstract, small
 from tests.training.conftest import TINY
@@ -44,14 +44,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     for name in ("directory", "file.safetensors", "file.pth"):
         assert main(["convert", str(folder / "upstream.pth"), str(folder / name)]) == 0
     return folder
-
-
-def assert_holds(weights: Weights, expected: StateDict) -> None:
-    """Bit for bit, the entries without weights included."""
-    found = weights.to_torch()
-    assert found.keys() == expected.keys()
-    for key, tensor in expected.items():
-        np.testing.assert_array_equal(found[key], tensor.numpy(), err_msg=key, strict=True)
 
 
 @pytest.mark.parametrize("fixture", HEADS)

@@ -21,7 +21,7 @@ from rmt_jax.training.command_line import load_config
 from rmt_jax.training.config import parse
 from rmt_jax.training.state import split_model
 from rmt_jax.training.workdir import open_workdir
-from tests.convert.upstream import StateDict, prefixed, save, segmentor_state_dict, state_dict
+from tests.convert.upstream import StateDict, assert_holds, prefixed, save, segmentor_state_dict, state_dict
 from tests.golden import golden
 from tests.models.small import abstract, small
 from tests.training.conftest import TINY
@@ -41,14 +41,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     for name in ("directory", "file.safetensors", "file.pth"):
         assert main(["convert", str(folder / "upstream.pth"), str(folder / name)]) == 0
     return folder
-
-
-def assert_holds(weights: Weights, expected: StateDict) -> None:
-    """Bit for bit, the entries without weights included."""
-    found = weights.to_torch()
-    assert found.keys() == expected.keys()
-    for key, tensor in expected.items():
-        np.testing.assert_array_equal(found[key], tensor.numpy(), err_msg=key, strict=True)
 
 
 def arrays(model: nnx.Module) -> dict[str, np.ndarray]:

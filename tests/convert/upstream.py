@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rmt_jax.convert import Weights
 from rmt_jax.models import RUN_TIME_FIELDS, RMTConfig, variant
 from tests import torch_rmt
 from tests.golden import golden
@@ -118,3 +119,11 @@ def save(path: pathlib.Path, content: Any) -> pathlib.Path:
 def prefixed(state_dict: StateDict, prefix: str) -> StateDict:
     """The same under longer names."""
     return {prefix + key: value for key, value in state_dict.items()}
+
+
+def assert_holds(weights: Weights, expected: StateDict) -> None:
+    """Bit for bit, the entries without weights included."""
+    found = weights.to_torch()
+    assert found.keys() == expected.keys()
+    for key, tensor in expected.items():
+        np.testing.assert_array_equal(found[key], tensor.numpy(), err_msg=key, strict=True)

@@ -9,14 +9,13 @@ import numpy as np
 from rmt_jax.data.batches import (
     UNREADABLE,
     Element,
+    GroupedLoader,
     StepLoader,
-    Unreadable,
+    check_not_classification,
     iterate,
-    local_batch_size,
     noting,
-    plan_batches,
 )
-from rmt_jax.data.config import AugmentConfig, DataConfig, TokenLabelsConfig
+from rmt_jax.data.config import DataConfig
 from rmt_jax.data.decode import CorruptImageError
 from rmt_jax.data.detection.annotations import check_trainable, training_pictures
 from rmt_jax.data.detection.changes import Change
@@ -64,7 +63,7 @@ class DetectionTrainLoader(StepLoader[DetectionExample, Change]):
         process_index: int = 0,
         process_count: int = 1,
     ) -> None:
-        _check_not_classification(config)
+        check_not_classification(config, "data.detection has what changes pictures with boxes")
         super().__init__(
             source,
             config,
@@ -102,7 +101,7 @@ class DetectionTrainLoader(StepLoader[DetectionExample, Change]):
             return {**place_image(image, canvas), **place_instances(instances, canvas, config.max_boxes)}
 
 
-class DetectionEvalLoader:
+class DetectionEvalLoader(GroupedLoader[DetectionExample, Size]):
     """Every picture once and whole, in batches of one size and shape, for one process of `process_count`.
 
     Pictures are resized to `data.detection.eval_scale` in their own proportions and padded to multiples of 32, or to
@@ -113,45 +112,12 @@ class DetectionEvalLoader:
 
     Objects are not in the batches: `source.annotations.data_set()` has all of them, in COCO's own form.
 
-    Args:
-        source: the pictures.
-        config: size, workers.
-        batch_size: pictures in a global batch.
-        process_index: which slice to yield.
-        process_count: how many processes share a batch.
-
-    Attributes:
-        shapes: number of pictures by the height and width of their batches, in the order of the batches. A model is
-            compiled for each.
-        unreadable: the pictures left out so far.
-
     Raises:
         ValueError: the batch does not divide among the processes.
         AnnotationError: annotations are of pictures of another size; also while iterating.
     """
 
-    def __init__(
-        self,
-        source: DetectionSource,
-        config: DataConfig,
-        *,
-        batch_size: int,
-        process_index: int = 0,
-        process_count: int = 1,
-    ) -> None:
-        self.local_batch_size = local_batch_size(batch_size, process_index, process_count)
-        self.source = source
-        self.config = config
-        self.batch_size = batch_size
-        self.unreadable = Unreadable(source, config.max_unreadable)
-        try_examples(source, masks=False)
-        groups = self._group()
-        self.shapes = {shape: len(indices) for shape, indices in groups.items()}
-        self._batches = plan_batches(groups, batch_size)
-        self._first = process_index * self.local_batch_size
-
-    def __len__(self) -> int:
-        return len(self._batches)
+    source: DetectionSource
 
     def __iter__(self) -> Generator[dict[str, Any], None, None]:
         """Yields batches whose height and width differ from one to the next.
@@ -165,7 +131,11 @@ class DetectionEvalLoader:
         """
         return iterate(self._load, len(self), self.local_batch_size, self.config, self.unreadable)
 
-    def _group(self) -> dict[Size, list[int]]:
+    def try_examples(self) -> None:
+        """On some pictures: see the function of this name."""
+        try_examples(self.source, masks=False)
+
+    def group(self) -> dict[Size, list[int]]:
         """The pictures of each shape, larger shapes first: if memory is too small for one, the first batch says so."""
         groups: dict[Size, list[int]] = collections.defaultdict(list)
         for index, (height, width) in enumerate(self.source.annotations.sizes.tolist()):
@@ -176,9 +146,7 @@ class DetectionEvalLoader:
 
     def _load(self, position: int) -> Element:
         """The example at a position of this process's run, or filling."""
-        step, offset = divmod(position, self.local_batch_size)
-        shape, indices = self._batches[step]
-        index = int(indices[self._first + offset])
+        shape, index = self.picture(position)
         nothing: Element = {
             **place_image(np.zeros((*shape, 3), np.uint8), shape),
             "original_size": np.array(shape, np.int32),
@@ -202,13 +170,3 @@ class DetectionEvalLoader:
             "scale_factor": scale_factor((height, width), size),
             "mask": np.bool_(True),
         }
-
-
-def _check_not_classification(config: DataConfig) -> None:
-    """What training on pictures with boxes does not read must not be set."""
-    plain = (AugmentConfig(), 1, TokenLabelsConfig())
-    if (config.augment, config.repeats, config.token_labels) != plain:
-        raise ValueError(
-            "data.augment, data.repeats and data.token_labels are for classification, and would not be read: leave "
-            "them out; data.detection has what changes pictures with boxes"
-        )

@@ -10,14 +10,13 @@ import numpy as np
 from rmt_jax.data.batches import (
     UNREADABLE,
     Element,
+    GroupedLoader,
     ShuffledLoader,
-    Unreadable,
+    check_not_classification,
     iterate,
-    local_batch_size,
     noting,
-    plan_batches,
 )
-from rmt_jax.data.config import AugmentConfig, DataConfig, TokenLabelsConfig
+from rmt_jax.data.config import DataConfig
 from rmt_jax.data.decode import CorruptImageError
 from rmt_jax.data.interface import SegmentationExample, SegmentationSource
 from rmt_jax.data.resize import rescaled_size, resize_image
@@ -54,7 +53,7 @@ class SegmentationTrainLoader(ShuffledLoader[SegmentationExample]):
         process_index: int = 0,
         process_count: int = 1,
     ) -> None:
-        _check_not_classification(config)
+        check_not_classification(config, "data.segmentation has what changes pictures with label maps")
         super().__init__(
             source,
             config,
@@ -73,7 +72,7 @@ class SegmentationTrainLoader(ShuffledLoader[SegmentationExample]):
             return dict(train_transform(image, labels, self.config.segmentation, rng))
 
 
-class SegmentationEvalLoader:
+class SegmentationEvalLoader(GroupedLoader[SegmentationExample, Shapes]):
     """Every picture once and whole, in batches of one size and shape, for one process of `process_count`.
 
     Pictures are resized to `data.segmentation.scale`, times each of `eval_ratios`, in their own proportions, and those
@@ -84,46 +83,13 @@ class SegmentationEvalLoader:
 
     Making one reads the header of every picture, in threads.
 
-    Args:
-        source: the pictures.
-        config: size, workers.
-        batch_size: pictures in a global batch.
-        process_index: which slice to yield.
-        process_count: how many processes share a batch.
-
-    Attributes:
-        shapes: number of pictures by the shapes of their batches, (height, width) for each ratio, in the order of the
-            batches. A model is compiled for each.
-        unreadable: the pictures left out so far.
-
     Raises:
         ValueError: the batch does not divide among the processes.
         LabelMapError: label maps do not fit their pictures or the classes; also while iterating.
         TooManyUnreadableError: more pictures have no header than the configuration allows.
     """
 
-    def __init__(
-        self,
-        source: SegmentationSource,
-        config: DataConfig,
-        *,
-        batch_size: int,
-        process_index: int = 0,
-        process_count: int = 1,
-    ) -> None:
-        self.local_batch_size = local_batch_size(batch_size, process_index, process_count)
-        self.source = source
-        self.config = config
-        self.batch_size = batch_size
-        self.unreadable = Unreadable(source, config.max_unreadable)
-        try_examples(source, reduced=config.segmentation.reduce_zero_label)
-        groups = self._group()
-        self.shapes = {shape: len(indices) for shape, indices in groups.items()}
-        self._batches = plan_batches(groups, batch_size)
-        self._first = process_index * self.local_batch_size
-
-    def __len__(self) -> int:
-        return len(self._batches)
+    source: SegmentationSource
 
     def __iter__(self) -> Generator[dict[str, Any], None, None]:
         """Yields batches of height x width that differ from one to the next.
@@ -137,7 +103,11 @@ class SegmentationEvalLoader:
         """
         return iterate(self._load, len(self), self.local_batch_size, self.config, self.unreadable, _stack)
 
-    def _group(self) -> dict[Shapes, list[int]]:
+    def try_examples(self) -> None:
+        """On some pictures: see the function of this name."""
+        try_examples(self.source, reduced=self.config.segmentation.reduce_zero_label)
+
+    def group(self) -> dict[Shapes, list[int]]:
         """The pictures of each shape, larger shapes first: if memory is too small for one, the first batch says so."""
         with concurrent.futures.ThreadPoolExecutor(_HEADER_THREADS) as threads:
             shapes = list(threads.map(self._shape, range(len(self.source))))
@@ -160,9 +130,7 @@ class SegmentationEvalLoader:
 
     def _load(self, position: int) -> Element:
         """The example at a position of this process's run, or filling."""
-        step, offset = divmod(position, self.local_batch_size)
-        shapes, indices = self._batches[step]
-        index = int(indices[self._first + offset])
+        shapes, index = self.picture(position)
         names = ["image", *(f"image_{number}" for number in range(1, len(shapes)))]
         nothing: Element = {
             **{name: np.zeros((*shape, 3), np.uint8) for name, shape in zip(names, shapes, strict=True)},
@@ -194,13 +162,3 @@ def _stack(elements: Sequence[Element]) -> dict[str, Any]:
         key: [element[key] for element in elements] if key == "label" else np.stack([e[key] for e in elements])
         for key in elements[0]
     }
-
-
-def _check_not_classification(config: DataConfig) -> None:
-    """What training on crops does not read must not be set."""
-    plain = (AugmentConfig(), 1, TokenLabelsConfig())
-    if (config.augment, config.repeats, config.token_labels) != plain:
-        raise ValueError(
-            "data.augment, data.repeats and data.token_labels are for classification, and would not be read: leave "
-            "them out; data.segmentation has what changes pictures with label maps"
-        )
