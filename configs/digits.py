@@ -51,7 +51,7 @@ def _detection(head: str) -> ml_collections.ConfigDict:
                 "dtype": "float32",
                 "architecture": {"pyramid_features": 32},
             },
-            "detection": {"head": head},
+            "detection": {"head": head, "proposals": 64, "samples": 32},
             "data": {
                 "name": "digits_detection",
                 "eval_split": "test",

@@ -197,7 +197,9 @@ def loss_rows(fixture: str) -> Iterator[Row]:
     about, expected = meta(fixture), golden.expected(fixture)
     model = detector(fixture.removeprefix("loss_"))
     graph, params, statistics = split_model(model)
-    task = Detection(model.config, "float32", (0, 0, 0), (1, 1, 1), DetectionConfig(head=model.HEAD), choice=evenly)
+    task = Detection(
+        model.config, "float32", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), DetectionConfig(head=model.HEAD), choice=evenly
+    )
     batch = _training_batch(about, expected)
 
     def loss_fn(params: Any, statistics: Any, batch: Any) -> tuple[jax.Array, Outputs]:

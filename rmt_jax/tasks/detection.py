@@ -29,9 +29,9 @@ from rmt_jax.tasks.detection_regions import REGION_LEVELS, Boxes, Pyramid, regio
 
 Batch = Mapping[str, Array]
 
-BEFORE_NMS = {"train": 2000, "test": 1000}  # of each level
-PROPOSALS = {"mask_rcnn": 1000, "cascade_mask_rcnn": 2000}  # in training; 1000 in evaluation
-TEST_PROPOSALS = 1000
+# Upstream's boxes of each level that enter NMS, and how many remain of all; those of training come first.
+BEFORE_NMS = (2000, 1000)
+PROPOSALS = {"mask_rcnn": (1000, 1000), "cascade_mask_rcnn": (2000, 1000)}
 # Of how many pictures the boxes are counted together, by which a loss is divided: 0 stands for the whole batch.
 GROUPS = {"pair": 2, "picture": 1, "batch": 0}
 
@@ -47,6 +47,10 @@ class DetectionConfig:
         canvas: "masked" gives every picture the features it has without the canvas around it, as exact as upstream;
             "plain" takes the canvas as part of the picture, which is quicker, and other features.
         sampling_ratio: samples in a bin of RoIAlign along each axis; 0 for as many as the bin is long, as upstream.
+        proposals: of a picture, from which the second stage of an R-CNN begins; None for upstream's 1000, in the
+            training of a cascade 2000. A number holds for evaluation too, and NMS gets as many of each level, in
+            training twice as many. Small pictures need far fewer.
+        samples: of those, how many the second stage learns from; up to a quarter of them are of objects.
         overlays: pictures of which an evaluation saves what was found.
     """
 
@@ -54,17 +58,26 @@ class DetectionConfig:
     normalizer: Literal["pair", "picture", "batch"] = "pair"
     canvas: Literal["masked", "plain"] = "masked"
     sampling_ratio: int = 0
+    proposals: int | None = None
+    samples: int = 512
     overlays: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("sampling_ratio", "overlays"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"detection.{name}={getattr(self, name)}: expected 0 or more.")
+        for name, least in (("sampling_ratio", 0), ("proposals", 1), ("samples", 4), ("overlays", 0)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"detection.{name}={value}: expected {least} or more.")
 
     @property
     def has_masks(self) -> bool:
         """Whether the head predicts masks."""
         return self.head != "retinanet"
+
+    def proposal_counts(self, *, training: bool) -> tuple[int, int]:
+        """(boxes of each level that enter NMS, proposals of all levels that remain at most)."""
+        if self.proposals is not None:
+            return (2 if training else 1) * self.proposals, self.proposals
+        which = 0 if training else 1
+        return BEFORE_NMS[which], PROPOSALS[self.head][which]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +153,8 @@ class Detection:
         dense, grid = model.dense(levels, valid=valid), self._grid(model, batch)
         if not isinstance(model, MaskRCNN):
             return retinanet_found(dense, grid, size, extent, scale)._asdict()
-        proposals = proposals_of(dense, grid, size, extent, before_nms=BEFORE_NMS["test"], most=TEST_PROPOSALS)
+        before_nms, most = self.config.proposal_counts(training=False)
+        proposals = proposals_of(dense, grid, size, extent, before_nms=before_nms, most=most)
         found, masks = rcnn_found(model, self._pyramid(model, levels, valid), proposals, size, scale)
         return {**found._asdict(), "masks": masks}
 
@@ -166,11 +180,12 @@ class Detection:
     ) -> Losses:
         cascade = model.STAGES > 1
         totals = rpn_losses(dense, grid, truth, keys[0], cascade=cascade, choice=self.choice)
-        most = PROPOSALS[model.HEAD]
-        found = proposals_of(dense, grid, truth.image_size, extent, before_nms=BEFORE_NMS["train"], most=most)
+        before_nms, most = self.config.proposal_counts(training=True)
+        found = proposals_of(dense, grid, truth.image_size, extent, before_nms=before_nms, most=most)
         pyramid = self._pyramid(model, levels, self._valid(extent))
         proposals = Boxes(found.boxes, found.valid)
-        return totals | region_losses(model, pyramid, proposals, truth, keys[1], choice=self.choice)
+        slots = self.config.samples
+        return totals | region_losses(model, pyramid, proposals, truth, keys[1], slots=slots, choice=self.choice)
 
     def _group(self, pictures: int) -> int:
         """Pictures that are counted together; a single one is a pair of its own."""

@@ -30,8 +30,7 @@ from rmt_jax.ops.boxes import Stds
 from rmt_jax.ops.sampling import Choice
 from rmt_jax.tasks.detection_dense import Losses, Total, Truth
 
-SAMPLES, POSITIVE_SHARE = 512, 0.25
-POSITIVES = int(SAMPLES * POSITIVE_SHARE)  # slots of these, the first ones
+POSITIVE_SHARE = 0.25  # of the samples, at most
 REGION_LEVELS = 4  # regions come from all levels but the coarsest
 BOX_SIDE, MASK_SIDE, MASK_BINS = 7, 14, 28  # of the regions that the heads see, and of the predicted masks
 GIOU_WEIGHT = 10.0
@@ -101,12 +100,19 @@ class Pyramid:
 
 
 def region_losses(
-    model: MaskRCNN, pyramid: Pyramid, proposals: Boxes, truth: Truth, keys: Key[Array, " batch"], *, choice: Choice
+    model: MaskRCNN,
+    pyramid: Pyramid,
+    proposals: Boxes,
+    truth: Truth,
+    keys: Key[Array, " batch"],
+    *,
+    slots: int,
+    choice: Choice,
 ) -> Losses:
     """{"loss_cls", "loss_bbox", "loss_mask"} of a batch, of a cascade "s0_loss_cls" and so on, weighted.
 
-    Of each picture 512 regions, up to a quarter of them of objects, which are proposals too. Each stage of a cascade
-    begins with the samples of the one before where it has moved them, but for the objects themselves.
+    Regions are sampled of each picture, up to a quarter of them of objects, which are proposals too. Each stage of a
+    cascade begins with the samples of the one before where it has moved them, but for the objects themselves.
     Source: mmdet `StandardRoIHead`, `CascadeRoIHead`.
 
     Args:
@@ -115,13 +121,14 @@ def region_losses(
         proposals: of the RPN.
         truth: the objects.
         keys: of each picture, for the samples.
+        slots: for samples of a picture, see `sample`; upstream takes 512.
         choice: which regions, see `sample`.
     """
     losses: Losses = {}
     stages = STAGES[model.HEAD]
     for index, stage in enumerate(stages):
         stage_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, index)
-        samples, boxes, of_object = _sampled(stage, proposals, truth, stage_keys, choice)
+        samples, boxes, of_object = _sampled(stage, proposals, truth, stage_keys, slots, choice)
         taken = samples.valid.reshape(-1)
         logits, deltas = model.boxes(pyramid.regions(boxes, BOX_SIDE), stage=index, taken=taken)
         logits, deltas = (x.reshape(*boxes.shape[:2], *x.shape[1:]) for x in (logits, deltas))
@@ -150,14 +157,14 @@ def refined(
 
 
 def _sampled(
-    stage: Stage, proposals: Boxes, truth: Truth, keys: Array, choice: Choice
+    stage: Stage, proposals: Boxes, truth: Truth, keys: Array, slots: int, choice: Choice
 ) -> tuple[Samples, Float[Array, "batch slots 4"], Int[Array, "batch slots"]]:
     """(samples of the objects and proposals of each picture, their boxes, the object of each)."""
 
     def of_picture(proposals: Boxes, truth: Truth, key: Array) -> tuple[Samples, Array, Array]:
         found = assign(proposals.boxes, proposals.valid, truth.boxes, truth.valid, stage.rule)
         boxes, found = prepend_ground_truths(proposals.boxes, found, truth.boxes, truth.valid)
-        samples = sample(key, found, SAMPLES, POSITIVE_SHARE, choice)
+        samples = sample(key, found, slots, POSITIVE_SHARE, choice)
         return samples, boxes[samples.box], found.ground_truth[samples.box]
 
     return jax.vmap(of_picture)(proposals, truth, keys)
@@ -200,9 +207,8 @@ def _mask_loss(
     of_object: Int[Array, "batch slots"],
 ) -> Total:
     """Cross entropy of each pixel of the masks of the objects' classes."""
-    positive, boxes, labels, of_object = (
-        array[:, :POSITIVES] for array in (samples.positive, boxes, labels, of_object)
-    )
+    first = int(boxes.shape[1] * POSITIVE_SHARE)  # the slots that samples of objects are in
+    positive, boxes, labels, of_object = (array[:, :first] for array in (samples.positive, boxes, labels, of_object))
     logits = model.masks(pyramid.regions(boxes, MASK_SIDE), stage=index)
     logits = of_class(logits.reshape(*boxes.shape[:2], *logits.shape[1:]), labels, axis=4)
     targets = jax.vmap(lambda masks, which, boxes: mask_targets(masks, which, boxes, MASK_BINS))(

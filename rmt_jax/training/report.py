@@ -51,10 +51,10 @@ _HEADINGS = {
     "aAcc": "pixels right (%)",
     "mAcc": "mean of the classes (%)",
     "box_AP": "box AP (%)",
-    "box_AP50": "at IoU .5",
-    "box_AP75": "at IoU .75",
+    "box_AP50": "AP50",
+    "box_AP75": "AP75",
     "mask_AP": "mask AP (%)",
-    "mask_AP50": "at IoU .5, masks",
+    "mask_AP50": "mask AP50",
 }
 _DECIMALS = {"epoch": 0, "loss": 4}
 
@@ -85,7 +85,7 @@ def print_results(
     console = console or _default_console()
     keys = list(dict.fromkeys(key for row in rows.values() for key in row))  # each once, in order of appearance
     table = Table(title=Text("Results", style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("weights", style="cyan")
+    table.add_column("weights", style="cyan", no_wrap=True)
     for key in keys:
         table.add_column(_HEADINGS.get(key, key), justify="right")
     for name, row in rows.items():

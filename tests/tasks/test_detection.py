@@ -125,7 +125,8 @@ def test_losses_of_regions_of_a_head_that_knows_nothing(stages: int) -> None:
     batch = Boxes(jnp.asarray(proposals)[None], jnp.array([[True, True, True, False]]))
     levels = tuple(jnp.zeros((1, CANVAS[0] // stride, CANVAS[1] // stride, 2)) for stride in (4, 8, 16, 32))
     pyramid, model = Pyramid(levels, (4, 8, 16, 32), None, 0), Pretend(stages)
-    losses = region_losses(model, pyramid, batch, truth(OBJECTS, padding=1, masks=True), keys(1), choice=at_random)
+    objects = truth(OBJECTS, padding=1, masks=True)
+    losses = region_losses(model, pyramid, batch, objects, keys(1), slots=512, choice=at_random)
     # The objects, the proposals on them, which overlap them by 0.62, and one that is on none. A stage of a cascade has
     # the samples of the one before without the objects, and adds these again; the third asks for 0.7.
     positives = [4, 4, 2][:stages]
@@ -161,6 +162,18 @@ def test_regions_end_where_the_picture_does() -> None:
 def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match=r"detection.sampling_ratio=-1: expected 0 or more"):
         DetectionConfig(sampling_ratio=-1)
+    with pytest.raises(ValueError, match=r"detection.proposals=0: expected 1 or more"):
+        DetectionConfig(proposals=0)
+    with pytest.raises(ValueError, match=r"detection.samples=3: expected 4 or more"):
+        DetectionConfig(samples=3)
+
+
+def test_proposals_are_as_many_as_upstream_s_or_as_set() -> None:
+    of_cascade = DetectionConfig(head="cascade_mask_rcnn")
+    assert [of_cascade.proposal_counts(training=training) for training in (True, False)] == [(2000, 2000), (1000, 1000)]
+    assert DetectionConfig().proposal_counts(training=True) == (2000, 1000)
+    few = dataclasses.replace(of_cascade, proposals=100)
+    assert [few.proposal_counts(training=training) for training in (True, False)] == [(200, 100), (100, 100)]
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from pycocotools import mask as run_lengths
 
 from rmt_jax.data.detection.json_source import CocoJsonSource
 from rmt_jax.data.digits import split_indices
-from rmt_jax.data.segmentation.digits import draw_instances
+from rmt_jax.data.drawn_digits import INK, draw_digit, take_place, with_noise
 
 PICTURES = {"train": 1500, "test": 200}
 SIDES = (112, 160)  # smallest and largest of a picture, in pixels
@@ -30,8 +30,8 @@ of the two splits of rmt_jax's digits."""
 _COLUMNS = {"train": (0.0, 0.75), "test": (0.75, 1.0)}
 _SHRUNK = (0.75, 1.0)
 
-_DIGITS = (2, 6)
-_HEIGHTS = (26, 84)
+_DIGITS = (2, 6)  # in a picture, where they find place
+_HEIGHTS = (26, 84)  # of a digit, in pixels
 
 
 def open_digits(data_dir: str | None, split: str) -> CocoJsonSource:
@@ -82,9 +82,7 @@ def _write(root: pathlib.Path) -> None:
             # NumPy promises never to change this stream (NEP 19).
             random = np.random.RandomState([17, len(split), number])
             background = _cut(photographs[number % len(photographs)], _COLUMNS[split], random)
-            picture, instances, classes = draw_instances(
-                background, digits.images[taken], digits.target[taken], random, count=_DIGITS, heights=_HEIGHTS
-            )
+            picture, instances, classes = draw_instances(background, digits.images[taken], digits.target[taken], random)
             name, (height, width) = f"{number:04d}.jpg", instances.shape
             Image.fromarray(picture).save(root / split / name, "JPEG", quality=95)
             images.append({"id": number + 1, "file_name": name, "height": height, "width": width})
@@ -109,6 +107,44 @@ def _cut(photograph: Image.Image, columns: tuple[float, float], random: np.rando
     left, top = random.randint(first, last - wide + 1), random.randint(photograph.height - rows + 1)
     box = (left, top, left + wide, top + rows)
     return np.asarray(photograph.resize((width, height), Image.Resampling.BICUBIC, box), np.float64)
+
+
+def draw_instances(
+    background: np.ndarray, digits: np.ndarray, labels: np.ndarray, random: np.random.RandomState
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Some digits drawn on a background or on bright notes on it, none over another.
+
+    Args:
+        background: [height width 3], 0 .. 255.
+        digits: [count 8 8], ink from 0 to 16.
+        labels: [count], the digits' classes 0 .. 9.
+        random: draws everything.
+
+    Returns:
+        The picture, uint8 [height width 3], the number of the digit whose ink each pixel is, counted from 1, or 0,
+        uint8 [height width], and the class of each drawn digit, int [drawn].
+    """
+    picture = background.copy()
+    instances = np.zeros(background.shape[:2], np.uint8)
+    classes: list[int] = []
+    taken = np.zeros(background.shape[:2], bool)
+    for _ in range(random.randint(_DIGITS[0], _DIGITS[1] + 1)):
+        drawn = random.randint(len(digits))
+        ink, _ = draw_digit(digits[drawn], _HEIGHTS, random)
+        place = take_place(taken, *ink.shape, random)
+        if place is None:
+            continue
+        on_note = random.rand() < 0.35
+        if on_note:
+            opaque = random.uniform(0.6, 0.9)
+            picture[place] = picture[place] * (1 - opaque) + random.uniform(190, 255, 3) * opaque
+        bright = not on_note and picture[place].mean() < random.uniform(100, 150)
+        color = random.uniform(0, 80, 3)
+        color = 255 - color if bright else color
+        picture[place] += (color - picture[place]) * (ink * random.uniform(0.8, 1))[..., None]
+        classes.append(labels[drawn])
+        instances[place][ink > INK] = len(classes)
+    return with_noise(picture, random), instances, np.array(classes, np.int64)
 
 
 def _annotation(ink: np.ndarray) -> dict[str, Any]:

@@ -8,32 +8,30 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from rmt_jax.data.digits import split_indices
+from rmt_jax.data.drawn_digits import INK, draw_digit, take_place, with_noise
 
 CLASS_NAMES = ("background", *"0123456789")
-SIZE = 64  # pixels of either side
-PICTURES = {"train": 1500, "test": 200}
+SIZE = 96  # pixels of either side
+PICTURES = {"train": 3000, "test": 200}
 
-_DESCRIPTION = f"""Pictures of {SIZE} x {SIZE} pixels with one or two of scikit-learn's handwritten digits, in ink on a
-photograph or on a note that lies on it. A pixel's label is 1 + the digit whose ink it is, or 0. The photographs are
-scikit-learn's china.jpg and flower.jpg: `train` is cut from their left three quarters and `test` from the rest, and the
-digits of the two are those of the two splits of this package's `digits`."""
+_DESCRIPTION = f"""Pictures of {SIZE} x {SIZE} pixels with notes on a photograph, two to four where they find place. On
+each note is one of scikit-learn's handwritten digits. A pixel's label is 1 + the digit on whose note it lies, or 0. The
+photographs are scikit-learn's china.jpg and flower.jpg: `train` is cut from their left three quarters and `test` from
+the rest, and the digits of the two are those of the two splits of this package's `digits`."""
 
 # Parts of a photograph's width, and the sides in pixels of what is cut out of it.
 _COLUMNS = {"train": (0.0, 0.75), "test": (0.75, 1.0)}
-_CUTS = (64, 150)
+_CUTS = (96, 150)
 
-_DIGITS = (1, 2)  # in a picture
-_HEIGHTS = (36, 58)  # of a digit, in pixels
-_GAP = 2
-_TURN = 15  # degrees either way
-_INK = 0.5  # share of ink from which a pixel belongs to its digit
+_NOTES = (2, 4)  # on a picture
+_HEIGHTS = (30, 50)  # of a note, in pixels
 
 
 class DigitsSegmentation(tfds.core.GeneratorBasedBuilder):
-    """The builder: features `image` (64, 64, 3), `label_map` (64, 64, 1), `id`."""
+    """The builder: features `image` (96, 96, 3), `label_map` (96, 96, 1), `id`."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012 (TFDS declares it without ClassVar)
+    VERSION = tfds.core.Version("2.0.0")
+    RELEASE_NOTES = {"1.0.0": "Labels on the ink.", "2.0.0": "Labels on notes, larger pictures."}  # noqa: RUF012 (TFDS declares it without ClassVar)
     code_path = None  # as in `Digits`
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -100,80 +98,29 @@ def _cut(photograph: Image.Image, columns: tuple[float, float], random: np.rando
 def draw_picture(
     background: np.ndarray, digits: np.ndarray, labels: np.ndarray, random: np.random.RandomState
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Some digits drawn on a background, none over another: see `draw_instances`.
-
-    Returns:
-        The picture, uint8 [height width 3], and its label map, uint8 [height width].
-    """
-    picture, instances, classes = draw_instances(background, digits, labels, random, count=_DIGITS, heights=_HEIGHTS)
-    return picture, np.array([0, *(1 + classes)], np.uint8)[instances]
-
-
-def draw_instances(
-    background: np.ndarray,
-    digits: np.ndarray,
-    labels: np.ndarray,
-    random: np.random.RandomState,
-    *,
-    count: tuple[int, int],
-    heights: tuple[int, int],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Some digits drawn on a background, none over another.
+    """Dark notes with a digit in bright ink on a background, none over another.
 
     Args:
         background: [height width 3], 0 .. 255.
         digits: [count 8 8], ink from 0 to 16.
         labels: [count], the digits' classes 0 .. 9.
         random: draws everything.
-        count: least and most digits to draw; those that find no place are left out.
-        heights: least height of a digit, and where heights end, in pixels.
 
     Returns:
-        The picture, uint8 [height width 3], the number of the digit whose ink each pixel is, counted from 1, or 0,
-        uint8 [height width], and the class of each drawn digit, int [drawn].
+        The picture, uint8 [height width 3], and its label map, uint8 [height width].
     """
     picture = background.copy()
-    instances = np.zeros(background.shape[:2], np.uint8)
-    classes: list[int] = []
+    label_map = np.zeros(background.shape[:2], np.uint8)
     taken = np.zeros(background.shape[:2], bool)
-    for _ in range(random.randint(count[0], count[1] + 1)):
+    for _ in range(random.randint(_NOTES[0], _NOTES[1] + 1)):
         drawn = random.randint(len(digits))
-        ink = _ink(digits[drawn], heights, random)
-        height, width = ink.shape
-        place = _place(taken, height, width, random)
+        ink, paper = draw_digit(digits[drawn], _HEIGHTS, random)
+        place = take_place(taken, *ink.shape, random)
         if place is None:
             continue
-        taken[place] = True
-        on_note = random.rand() < 0.35
-        if on_note:
-            opaque = random.uniform(0.6, 0.9)
-            picture[place] = picture[place] * (1 - opaque) + random.uniform(190, 255, 3) * opaque
-        bright = not on_note and picture[place].mean() < random.uniform(100, 150)
-        color = random.uniform(0, 80, 3)
-        color = 255 - color if bright else color
+        opaque = random.uniform(0.8, 1) * paper[..., None]
+        picture[place] = picture[place] * (1 - opaque) + random.uniform(0, 80, 3) * opaque
+        color = random.uniform(170, 255, 3)
         picture[place] += (color - picture[place]) * (ink * random.uniform(0.8, 1))[..., None]
-        classes.append(labels[drawn])
-        instances[place][ink > _INK] = len(classes)
-    noisy = picture + random.normal(0, 3, picture.shape)
-    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8), instances, np.array(classes, np.int64)
-
-
-def _ink(digit: np.ndarray, heights: tuple[int, int], random: np.random.RandomState) -> np.ndarray:
-    """A digit enlarged and turned: how much ink is on each pixel, 0 .. 1, [height width]."""
-    height = random.randint(*heights)
-    width = round(height * random.uniform(0.7, 1.1))
-    # A pixel of paper all around: turned digits keep their ends, and the enlarged edge fades to nothing.
-    grey = Image.fromarray(np.pad(np.rint(digit * (255 / 16)).astype(np.uint8), 1))
-    grey = grey.resize((width, height), Image.Resampling.BICUBIC)
-    turned = grey.rotate(random.uniform(-_TURN, _TURN), Image.Resampling.BICUBIC)
-    return np.clip(np.asarray(turned) / 255 * 1.6 - 0.3, 0, 1)  # steeper, like ink and not like a blurred scan
-
-
-def _place(taken: np.ndarray, height: int, width: int, random: np.random.RandomState) -> tuple[slice, slice] | None:
-    """A random free place of a size, or None where twenty tries found none."""
-    for _ in range(20):
-        top, left = random.randint(taken.shape[0] - height + 1), random.randint(taken.shape[1] - width + 1)
-        around = slice(max(0, top - _GAP), top + height + _GAP), slice(max(0, left - _GAP), left + width + _GAP)
-        if not taken[around].any():
-            return slice(top, top + height), slice(left, left + width)
-    return None
+        label_map[place][paper > INK] = 1 + labels[drawn]
+    return with_noise(picture, random), label_map

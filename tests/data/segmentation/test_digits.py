@@ -1,4 +1,4 @@
-"""The digits on photographs: complete, the same every time, labels on the ink."""
+"""The digits on photographs: complete, the same every time, labels on the notes."""
 
 import logging
 import pathlib
@@ -31,10 +31,10 @@ def test_records(digits_segmentation_dir: str, split: str) -> None:
         image, labels = read_example(source[i], source.num_classes, reduced=False)
         assert image.shape == (SIZE, SIZE, 3)
         counts += np.bincount(labels.ravel(), minlength=11)
-        assert 1 <= len(np.unique(labels[labels > 0])) <= 5
+        assert 1 <= len(np.unique(labels[labels > 0])) <= 4
     shares = counts / counts.sum()
-    assert 0.85 < shares[0] < 0.96
-    assert shares[1:].min() > 0.002
+    assert 0.6 < shares[0] < 0.8
+    assert shares[1:].min() > 0.01
 
 
 def test_reduced_labels_leave_the_digits(digits_segmentation_dir: str) -> None:
@@ -44,15 +44,15 @@ def test_reduced_labels_leave_the_digits(digits_segmentation_dir: str) -> None:
     assert set(np.unique(labels)) <= {*range(10), 255}
 
 
-def test_labels_are_where_the_ink_is() -> None:
+def test_labels_are_where_the_notes_are() -> None:
     digits = load_digits()
     white = np.full((SIZE, SIZE, 3), 255.0)
     for seed in range(20):
         image, labels = draw_picture(white, digits.images, digits.target, np.random.RandomState(seed))
         again, _ = draw_picture(white, digits.images, digits.target, np.random.RandomState(seed))
         np.testing.assert_array_equal(image, again)
-        assert image[labels > 0].mean() < 160  # half ink or more, on white
-        assert image[labels == 0].mean() > 225
+        assert image[labels > 0].mean() < 160  # dark notes with bright ink, on white
+        assert image[labels == 0].mean() > 245
 
 
 def test_the_same_every_time_and_prepared_once(
