@@ -145,6 +145,8 @@ def describe_loss(config: Config) -> str:
         "cascade_mask_rcnn": "proposals, three stages of regions by cross entropy and GIoU, cross entropy of masks",
     }[detection.head]
     samples = f", {detection.sampling_ratio} samples a bin of RoIAlign" if detection.sampling_ratio else ""
+    if detection.has_masks and detection.proposals:
+        samples += f", {detection.proposals} proposals and {detection.samples} samples of them"
     return f"{of_head}; over the boxes of a {detection.normalizer}; {detection.canvas} canvas{samples}"
 
 

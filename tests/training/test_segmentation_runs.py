@@ -21,6 +21,7 @@ def run_words(digits_segmentation_dir: str) -> list[str]:
     return [
         f"--config.data.dir={digits_segmentation_dir}",
         *(f"--config.model.architecture.{key}={value}" for key, value in TINY.items() if key != "proj_dim"),
+        "--config.init_from=None",
         "--config.steps=8",
         "--config.eval_every_steps=4",
         "--config.log_every_steps=2",
