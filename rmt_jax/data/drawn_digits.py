@@ -32,8 +32,9 @@ def draw_digit(
     return np.clip(np.asarray(turned) / 255 * 1.6 - 0.3, 0, 1), paper  # steeper, like ink and not like a blurred scan
 
 
-def take_place(taken: np.ndarray, height: int, width: int, random: np.random.RandomState) -> tuple[slice, slice] | None:
-    """A random free place of a size, which is marked as taken, or None where twenty tries found none."""
+def take_place(taken: np.ndarray, like: np.ndarray, random: np.random.RandomState) -> tuple[slice, slice] | None:
+    """A random free place of the size of `like`, which is marked as taken, or None where twenty tries found none."""
+    height, width = like.shape
     for _ in range(20):
         top, left = random.randint(taken.shape[0] - height + 1), random.randint(taken.shape[1] - width + 1)
         around = slice(max(0, top - GAP), top + height + GAP), slice(max(0, left - GAP), left + width + GAP)

@@ -131,7 +131,7 @@ def draw_instances(
     for _ in range(random.randint(_DIGITS[0], _DIGITS[1] + 1)):
         drawn = random.randint(len(digits))
         ink, _ = draw_digit(digits[drawn], _HEIGHTS, random)
-        place = take_place(taken, *ink.shape, random)
+        place = take_place(taken, ink, random)
         if place is None:
             continue
         on_note = random.rand() < 0.35

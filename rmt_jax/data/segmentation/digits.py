@@ -115,7 +115,7 @@ def draw_picture(
     for _ in range(random.randint(_NOTES[0], _NOTES[1] + 1)):
         drawn = random.randint(len(digits))
         ink, paper = draw_digit(digits[drawn], _HEIGHTS, random)
-        place = take_place(taken, *ink.shape, random)
+        place = take_place(taken, ink, random)
         if place is None:
             continue
         opaque = random.uniform(0.8, 1) * paper[..., None]
