@@ -100,6 +100,7 @@ def _segmentation() -> ml_collections.ConfigDict:
                 "eval_split": "test",
                 "segmentation": {
                     "scale": (384, 96),
+                    "eval_ratios": (1.0, 1.25),
                     "ratio_range": (0.9, 1.1),
                     "crop_size": (96, 96),
                     "cat_max_ratio": 1.0,

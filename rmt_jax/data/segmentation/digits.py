@@ -24,7 +24,7 @@ _COLUMNS = {"train": (0.0, 0.75), "test": (0.75, 1.0)}
 _CUTS = (96, 150)
 
 _NOTES = (2, 4)  # on a picture
-_HEIGHTS = (30, 50)  # of a note, in pixels
+_HEIGHTS = (36, 54)  # of a note, in pixels
 
 
 class DigitsSegmentation(tfds.core.GeneratorBasedBuilder):
@@ -118,7 +118,7 @@ def draw_picture(
         place = take_place(taken, ink, random)
         if place is None:
             continue
-        opaque = random.uniform(0.8, 1) * paper[..., None]
+        opaque = random.uniform(0.9, 1) * paper[..., None]
         picture[place] = picture[place] * (1 - opaque) + random.uniform(0, 80, 3) * opaque
         color = random.uniform(170, 255, 3)
         picture[place] += (color - picture[place]) * (ink * random.uniform(0.8, 1))[..., None]
