@@ -5,7 +5,7 @@ import contextlib
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import grain
@@ -23,8 +23,6 @@ Element = dict[str, np.ndarray | np.generic]
 
 # What is random of a training picture: a generator that draws it, or what was drawn.
 DrawT = TypeVar("DrawT")
-
-GroupT = TypeVar("GroupT")
 
 # In an element, which picture could not be read, for the process that counts them; -1 is none. Not in what is yielded.
 UNREADABLE = "unreadable"
@@ -217,89 +215,6 @@ class ShuffledLoader(StepLoader[RecordT, np.random.Generator]):
             yield index % len(self.source), rng
 
 
-class EvaluationLoader(abc.ABC, Generic[RecordT]):
-    """Every picture once, in batches of one size, for one process of `process_count`.
-
-    Every process yields the same number of batches; process `p` has the `p`-th consecutive slice of each.
-
-    Args:
-        source: the pictures.
-        config: size, workers.
-        batch_size: pictures in a global batch.
-        process_index: which slice to yield.
-        process_count: how many processes share a batch.
-
-    Attributes:
-        unreadable: the pictures left out so far.
-
-    Raises:
-        ValueError: the batch does not divide among the processes.
-    """
-
-    def __init__(
-        self,
-        source: Source[RecordT],
-        config: DataConfig,
-        *,
-        batch_size: int,
-        process_index: int = 0,
-        process_count: int = 1,
-    ) -> None:
-        self.local_batch_size = local_batch_size(batch_size, process_index, process_count)
-        self.source: Source[RecordT] = source
-        self.config = config
-        self.batch_size = batch_size
-        self.unreadable = Unreadable(source, config.max_unreadable)
-        self._first = process_index * self.local_batch_size
-
-    @abc.abstractmethod
-    def __len__(self) -> int:
-        """Batches of a pass."""
-
-
-class GroupedLoader(EvaluationLoader[RecordT], Generic[RecordT, GroupT]):
-    """Pictures of one shape together, larger shapes first; the last batch of each is filled up.
-
-    Attributes:
-        shapes: number of pictures by the shapes of their batches, in the order of the batches. A model is compiled for
-            each.
-    """
-
-    def __init__(
-        self,
-        source: Source[RecordT],
-        config: DataConfig,
-        *,
-        batch_size: int,
-        process_index: int = 0,
-        process_count: int = 1,
-    ) -> None:
-        super().__init__(
-            source, config, batch_size=batch_size, process_index=process_index, process_count=process_count
-        )
-        self.try_examples()
-        groups = self.group()
-        self.shapes = {shape: len(indices) for shape, indices in groups.items()}
-        self._batches = plan_batches(groups, batch_size)
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    @abc.abstractmethod
-    def try_examples(self) -> None:
-        """Raise an error where annotations do not fit some of the pictures."""
-
-    @abc.abstractmethod
-    def group(self) -> dict[GroupT, list[int]]:
-        """The pictures of each shape, larger shapes first: if memory is too small for one, the first batch says so."""
-
-    def picture(self, position: int) -> tuple[GroupT, int]:
-        """(shape, picture) at a position of this process's run; -1 for no picture, but filling."""
-        step, offset = divmod(position, self.local_batch_size)
-        shape, indices = self._batches[step]
-        return shape, int(indices[self._first + offset])
-
-
 def check_not_classification(config: DataConfig, instead: str) -> None:
     """Raise ValueError where augmentation of classification is set, which only its loader reads.
 
@@ -350,18 +265,6 @@ def iterate(
         yield from map(unreadable.take_from, iterator)
     finally:
         iterator.close()
-
-
-def plan_batches(groups: Mapping[GroupT, Sequence[int]], batch_size: int) -> list[tuple[GroupT, np.ndarray]]:
-    """Batches of one group each, with the positions of their pictures: the last one of a group is filled up with -1."""
-    batches = []
-    for group, indices in groups.items():
-        for start in range(0, len(indices), batch_size):
-            taken = np.full(batch_size, -1)
-            part = indices[start : start + batch_size]
-            taken[: len(part)] = part
-            batches.append((group, taken))
-    return batches
 
 
 def local_batch_size(batch_size: int, process_index: int, process_count: int) -> int:

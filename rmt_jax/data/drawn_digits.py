@@ -1,5 +1,7 @@
 """What the data sets of digits on photographs share: a digit at some size and turn, and where it finds place."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from PIL import Image
 
@@ -32,7 +34,40 @@ def draw_digit(
     return np.clip(np.asarray(turned) / 255 * 1.6 - 0.3, 0, 1), paper  # steeper, like ink and not like a blurred scan
 
 
-def take_place(taken: np.ndarray, like: np.ndarray, random: np.random.RandomState) -> tuple[slice, slice] | None:
+def place_digits(
+    shape: tuple[int, ...],
+    digits: np.ndarray,
+    random: np.random.RandomState,
+    *,
+    count: tuple[int, int],
+    heights: tuple[int, int],
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, tuple[slice, slice]]]:
+    """Some digits and their places on a picture, none over another: (index, ink, paper, place) of each.
+
+    Draws one digit after the other, so that what the caller draws for it comes before the next.
+
+    Args:
+        shape: (height, width) of the picture.
+        digits: [count 8 8], ink from 0 to 16.
+        random: draws everything.
+        count: least and most digits; those that find no place are left out.
+        heights: see `draw_digit`.
+    """
+    taken = np.zeros(shape, bool)
+    for _ in range(random.randint(count[0], count[1] + 1)):
+        index = random.randint(len(digits))
+        ink, paper = draw_digit(digits[index], heights, random)
+        place = _take_place(taken, ink, random)
+        if place is not None:
+            yield index, ink, paper, place
+
+
+def with_noise(picture: np.ndarray, random: np.random.RandomState) -> np.ndarray:
+    """A photograph's grain over a picture of 0 .. 255, uint8."""
+    return np.clip(np.rint(picture + random.normal(0, 3, picture.shape)), 0, 255).astype(np.uint8)
+
+
+def _take_place(taken: np.ndarray, like: np.ndarray, random: np.random.RandomState) -> tuple[slice, slice] | None:
     """A random free place of the size of `like`, which is marked as taken, or None where twenty tries found none."""
     height, width = like.shape
     for _ in range(20):
@@ -43,8 +78,3 @@ def take_place(taken: np.ndarray, like: np.ndarray, random: np.random.RandomStat
             taken[place] = True
             return place
     return None
-
-
-def with_noise(picture: np.ndarray, random: np.random.RandomState) -> np.ndarray:
-    """A photograph's grain over a picture of 0 .. 255, uint8."""
-    return np.clip(np.rint(picture + random.normal(0, 3, picture.shape)), 0, 255).astype(np.uint8)

@@ -6,9 +6,10 @@ from collections.abc import Callable, Generator
 import numpy as np
 from PIL import Image
 
-from rmt_jax.data.batches import UNREADABLE, Batch, Element, EvaluationLoader, ShuffledLoader, iterate, noting
+from rmt_jax.data.batches import UNREADABLE, Batch, Element, ShuffledLoader, iterate, noting
 from rmt_jax.data.config import DataConfig
 from rmt_jax.data.decode import CorruptImageError, decode
+from rmt_jax.data.eval_batches import EvaluationLoader
 from rmt_jax.data.label_maps import LabelMaps
 from rmt_jax.data.sources import Example, ImageSource
 from rmt_jax.data.transforms import eval_transform, token_label_transform, train_transform

@@ -15,7 +15,7 @@ from pycocotools import mask as run_lengths
 
 from rmt_jax.data.detection.json_source import CocoJsonSource
 from rmt_jax.data.digits import split_indices
-from rmt_jax.data.drawn_digits import INK, draw_digit, take_place, with_noise
+from rmt_jax.data.drawn_digits import INK, place_digits, with_noise
 
 PICTURES = {"train": 1500, "test": 200}
 SIDES = (112, 160)  # smallest and largest of a picture, in pixels
@@ -127,13 +127,8 @@ def draw_instances(
     picture = background.copy()
     instances = np.zeros(background.shape[:2], np.uint8)
     classes: list[int] = []
-    taken = np.zeros(background.shape[:2], bool)
-    for _ in range(random.randint(_DIGITS[0], _DIGITS[1] + 1)):
-        drawn = random.randint(len(digits))
-        ink, _ = draw_digit(digits[drawn], _HEIGHTS, random)
-        place = take_place(taken, ink, random)
-        if place is None:
-            continue
+    placed = place_digits(instances.shape, digits, random, count=_DIGITS, heights=_HEIGHTS)
+    for drawn, ink, _, place in placed:
         on_note = random.rand() < 0.35
         if on_note:
             opaque = random.uniform(0.6, 0.9)

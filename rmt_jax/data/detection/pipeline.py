@@ -9,7 +9,6 @@ import numpy as np
 from rmt_jax.data.batches import (
     UNREADABLE,
     Element,
-    GroupedLoader,
     StepLoader,
     check_not_classification,
     iterate,
@@ -31,6 +30,7 @@ from rmt_jax.data.detection.transforms import (
     place_instances,
     scale_factor,
 )
+from rmt_jax.data.eval_batches import GroupedLoader
 from rmt_jax.data.interface import DetectionExample
 from rmt_jax.data.resize import rescaled_size, resize_image
 

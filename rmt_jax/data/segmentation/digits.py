@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from rmt_jax.data.digits import split_indices
-from rmt_jax.data.drawn_digits import INK, draw_digit, take_place, with_noise
+from rmt_jax.data.drawn_digits import INK, place_digits, with_noise
 
 CLASS_NAMES = ("background", *"0123456789")
 SIZE = 96  # pixels of either side
@@ -111,13 +111,8 @@ def draw_picture(
     """
     picture = background.copy()
     label_map = np.zeros(background.shape[:2], np.uint8)
-    taken = np.zeros(background.shape[:2], bool)
-    for _ in range(random.randint(_NOTES[0], _NOTES[1] + 1)):
-        drawn = random.randint(len(digits))
-        ink, paper = draw_digit(digits[drawn], _HEIGHTS, random)
-        place = take_place(taken, ink, random)
-        if place is None:
-            continue
+    placed = place_digits(label_map.shape, digits, random, count=_NOTES, heights=_HEIGHTS)
+    for drawn, ink, paper, place in placed:
         opaque = random.uniform(0.9, 1) * paper[..., None]
         picture[place] = picture[place] * (1 - opaque) + random.uniform(0, 80, 3) * opaque
         color = random.uniform(170, 255, 3)

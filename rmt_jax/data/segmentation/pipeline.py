@@ -10,7 +10,6 @@ import numpy as np
 from rmt_jax.data.batches import (
     UNREADABLE,
     Element,
-    GroupedLoader,
     ShuffledLoader,
     check_not_classification,
     iterate,
@@ -18,6 +17,7 @@ from rmt_jax.data.batches import (
 )
 from rmt_jax.data.config import DataConfig
 from rmt_jax.data.decode import CorruptImageError
+from rmt_jax.data.eval_batches import GroupedLoader
 from rmt_jax.data.interface import SegmentationExample, SegmentationSource
 from rmt_jax.data.resize import rescaled_size, resize_image
 from rmt_jax.data.segmentation.labels import IGNORE_LABEL, read_example, try_examples
