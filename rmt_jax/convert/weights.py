@@ -1,5 +1,6 @@
 """A model's weights outside a model, with all that is needed to build it: what is read, converted and written."""
 
+import collections
 import dataclasses
 import json
 import re
@@ -144,8 +145,9 @@ class Fit(NamedTuple):
     unused: list[str]
 
     def __str__(self) -> str:
+        """Both by name; of more than eight arrays the modules that they are of, and how many of each."""
         parts = {"fresh": self.fresh, "not used": self.unused}
-        return "; ".join(f"{what}: {', '.join(paths)}" for what, paths in parts.items() if paths)
+        return "; ".join(f"{what}: {', '.join(_modules(paths))}" for what, paths in parts.items() if paths)
 
 
 def load_into(model: AnyModel, weights: Weights, where: str, *, head: bool = True) -> Fit:
@@ -194,6 +196,14 @@ def class_differences(there: Sequence[str] | None, here: Sequence[str] | None) -
         return []
     pairs = enumerate(zip(there, here, strict=True))
     return [f"class {label} is {one!r} there, {other!r} here" for label, (one, other) in pairs if one != other]
+
+
+def _modules(paths: Sequence[str], most: int = 8) -> list[str]:
+    """Paths, or where there are too many of them the modules, down to the first that is one of a list."""
+    if len(paths) <= most:
+        return list(paths)
+    counts = collections.Counter(re.split(r"/\d|/[^/]*$", path)[0] for path in paths)
+    return [f"{module} ({count})" for module, count in counts.items()]
 
 
 def name_some(parts: Sequence[str], limit: int = 5) -> str:

@@ -19,7 +19,7 @@ import torch
 from flax import nnx
 
 import rmt_jax
-from rmt_jax.convert import Preprocessing, Weights, load_into, load_pretrained, read_weights, write_weights
+from rmt_jax.convert import Fit, Preprocessing, Weights, load_into, load_pretrained, read_weights, write_weights
 from rmt_jax.models import Backbone, Classifier, RMTConfig, create_model, variant
 from rmt_jax.models.arrays import flat_paths, model_arrays
 from rmt_jax.training.checkpoint import Checkpoints
@@ -217,6 +217,15 @@ def test_weights_go_into_a_model_with_another_head() -> None:
     np.testing.assert_array_equal(found["head/kernel"], head)
     for path in weights.arrays.keys() - set(fit.unused):
         np.testing.assert_array_equal(found[path], weights.arrays[path])
+
+
+def test_many_arrays_are_named_by_their_modules() -> None:
+    norms = [f"backbone/extra_norms/{i}/{name}" for i in range(4) for name in ("bias", "scale")]
+    assert str(Fit(norms, [])) == f"fresh: {', '.join(norms)}"
+    more = [*norms, "decode_head/conv_seg/kernel", "neck/convs/0/conv/kernel"]
+    assert str(Fit(more, ["head/bias"])) == (
+        "fresh: backbone/extra_norms (8), decode_head/conv_seg (1), neck/convs (1); not used: head/bias"
+    )
 
 
 def test_of_another_task_only_the_backbone_is_taken() -> None:
