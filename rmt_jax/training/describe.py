@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from rmt_jax.models import RMTConfig
 from rmt_jax.ops import Heads, ffn_fits, fits, formulations, log_decay_rates
 from rmt_jax.training.config import Config
+from rmt_jax.training.kinds import kind_of
 from rmt_jax.training.sharding import Placement, Tree
 
 NAMED_ARRAYS = 3  # of the largest split ones
@@ -19,28 +20,38 @@ NAMED_ARRAYS = 3  # of the largest split ones
 def describe_formulations(config: Config, platform: str) -> str:
     """What the operations of the model compute with on a platform, and where a kernel cannot be used."""
     parts = [formulations.describe(platform)]
+    masked = config.task == "detection" and config.detection.canvas == "masked"
     for operation, has_kernel in (("retention", _retention_fits), ("ffn", _ffn_fits)):
-        if formulations.chosen(operation, platform) == "kernel":
-            model = config.model.resolve(1)
-            sides = [math.ceil(config.data.image_size / (4 * 2**stage)) for stage in range(len(model.embed_dims))]
-            without = [
-                f"{stage + 1} ({side}x{side}x{model.embed_dims[stage]})"
-                for stage, side in enumerate(sides)
-                if not has_kernel(model, stage, side, jnp.dtype(config.model.dtype))
-            ]
-            if without:
-                parts.append(f"no {operation} kernel for the maps of stage {', '.join(without)}")
+        if formulations.chosen(operation, platform) != "kernel":
+            continue
+        if masked:
+            parts.append(f"no {operation} kernel on a masked canvas")
+            continue
+        model = config.model.resolve(1)
+        without = [
+            f"{stage + 1} ({height}x{width}x{model.embed_dims[stage]})"
+            for stage, (height, width) in enumerate(_map_sizes(config, len(model.embed_dims)))
+            if not has_kernel(model, stage, (height, width), jnp.dtype(config.model.dtype))
+        ]
+        if without:
+            parts.append(f"no {operation} kernel for the maps of stage {', '.join(without)}")
     return "; ".join(parts)
 
 
-def _retention_fits(model: RMTConfig, stage: int, side: int, dtype: DTypeLike) -> bool:
+def _map_sizes(config: Config, stages: int) -> list[tuple[int, int]]:
+    """(height, width) of the maps of a training picture."""
+    height, width, _ = kind_of(config).training_shapes(config)["image"][0]
+    return [(math.ceil(height / stride), math.ceil(width / stride)) for stride in (4 * 2**i for i in range(stages))]
+
+
+def _retention_fits(model: RMTConfig, stage: int, size: tuple[int, int], dtype: DTypeLike) -> bool:
     rates = log_decay_rates(model.num_heads[stage], model.decay_start, model.decay_spans[stage])
-    return fits(side, side, model.embed_dims[stage], dtype, Heads(tuple(rates.tolist()), model.decomposed[stage]))
+    return fits(*size, model.embed_dims[stage], dtype, Heads(tuple(rates.tolist()), model.decomposed[stage]))
 
 
-def _ffn_fits(model: RMTConfig, stage: int, side: int, dtype: DTypeLike) -> bool:
+def _ffn_fits(model: RMTConfig, stage: int, size: tuple[int, int], dtype: DTypeLike) -> bool:
     dim = model.embed_dims[stage]
-    return ffn_fits(side, side, dim, int(dim * model.mlp_ratios[stage]), dtype)
+    return ffn_fits(*size, dim, int(dim * model.mlp_ratios[stage]), dtype)
 
 
 def describe_placement(placement: Placement, abstract_state: Tree) -> dict[str, str]:

@@ -35,3 +35,13 @@ def test_what_a_tpu_computes_with(name: str, size: int, expected: str) -> None:
 def test_other_platforms_need_no_kernel() -> None:
     config = parse({"model": {"name": "rmt_nano"}, "data": {"image_size": 1024}})
     assert describe_formulations(config, "cpu") == "retention at_once, sums by_halves, depthwise shifts, ffn layers"
+
+
+def test_dense_tasks_have_maps_of_their_own_sizes() -> None:
+    config = parse({"task": "segmentation", "model": {"name": "rmt_s", "dtype": "bfloat16"}, "batch_size": 16})
+    assert "; no retention kernel for the maps of stage 1 (128x128x64)" in describe_formulations(config, "tpu")
+    masked = {"task": "detection", "model": {"name": "rmt_s", "dtype": "bfloat16"}, "detection": {"head": "retinanet"}}
+    words = "; no retention kernel on a masked canvas; no ffn kernel on a masked canvas"
+    assert describe_formulations(parse(masked), "tpu").endswith(words)
+    plain = describe_formulations(parse(masked | {"detection": {"head": "retinanet", "canvas": "plain"}}), "tpu")
+    assert "1 (200x336x64), 2 (100x168x128)" in plain
