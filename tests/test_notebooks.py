@@ -14,8 +14,7 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
 NOTEBOOKS = pathlib.Path(__file__).parent.parent / "notebooks"
-WEIGHTS = "rmt_nano_digits.safetensors"
-FIGURES = {"quickstart": 4, "convert_and_check": 0}
+FIGURES = {"quickstart": 4, "convert_and_check": 0, "finetune": 3, "train_on_tpu": 2, "detect_and_segment": 3}
 LARGEST_OUTPUT = 1_000_000  # bytes of a notebook with its outputs, beyond those without
 
 # Stands in for TensorFlow: whoever imports it, in the kernel or in a process of its own, leaves a file behind.
@@ -66,7 +65,8 @@ def test_opens_with_what_it_needs_asserts_a_number_and_ends_with_where_to_go(nam
 @pytest.mark.slow
 @every_notebook
 def test_runs(name: str, tmp_path: pathlib.Path) -> None:
-    shutil.copy(NOTEBOOKS / WEIGHTS, tmp_path)
+    for weights in NOTEBOOKS.glob("*.safetensors"):
+        shutil.copy(weights, tmp_path)
     executed, without_outputs = read(name), len(nbformat.writes(read(name)))
     execute(executed, tmp_path)
 
@@ -79,8 +79,9 @@ def test_runs(name: str, tmp_path: pathlib.Path) -> None:
     assert not (tmp_path / "tensorflow" / "imported").exists()
 
 
-def test_says_what_to_do_without_weights(tmp_path: pathlib.Path) -> None:
-    notebook = read("quickstart")
+@pytest.mark.parametrize("name", ["quickstart", "detect_and_segment"])
+def test_says_what_to_do_without_weights(name: str, tmp_path: pathlib.Path) -> None:
+    notebook = read(name)
     (cell,) = (cell for cell in code_cells(notebook) if "FileNotFoundError" in cell.source)
     notebook.cells = [cell]
     cell.metadata["tags"] = ["raises-exception"]

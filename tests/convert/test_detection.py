@@ -171,11 +171,12 @@ def test_another_number_of_classes(folder: pathlib.Path) -> None:
 
 
 def test_a_run_of_detection(tmp_path: pathlib.Path) -> None:
-    """What training leaves: task, head and classes are read off the weights."""
-    words = [f"--config.model.architecture.{key}={value}" for key, value in TINY.items()]
+    """What training leaves: task, head and classes are read off the weights, and a narrow pyramid goes both ways."""
+    sizes = TINY | {"pyramid_features": 8}
+    words = [f"--config.model.architecture.{key}={value}" for key, value in sizes.items()]
     config = parse(load_config("configs/digits.py", words))
     open_workdir(tmp_path / "run", config, write=True)
-    model = small("rmt_nano", seed=5, **TINY, num_classes=4, task="detection", head="retinanet")
+    model = small("rmt_nano", seed=5, **sizes, num_classes=4, task="detection", head="retinanet")
     _, params, statistics = split_model(model)
     state = {"params": params, "batch_stats": statistics}
     checkpoints = Checkpoints(tmp_path / "run", config.checkpoint)
@@ -184,6 +185,13 @@ def test_a_run_of_detection(tmp_path: pathlib.Path) -> None:
     weights = read_weights(tmp_path / "run")
     assert (weights.task, weights.head, weights.config.num_classes) == ("detection", "retinanet", 4)
     assert weights.buffers["backbone.patch_embed.proj.1.num_batches_tracked"] == 3
+    assert main(["convert", str(tmp_path / "run"), str(tmp_path / "x.pth")]) == 0
+    back = read_weights(tmp_path / "x.pth")
+    assert back.config == weights.config
+    assert back.config.pyramid_features == 8
+    assert back.arrays.keys() == weights.arrays.keys()
+    for path, array in back.arrays.items():
+        np.testing.assert_array_equal(array, weights.arrays[path], err_msg=path)
 
 
 @pytest.mark.slow

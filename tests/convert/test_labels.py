@@ -13,7 +13,6 @@ from rmt_jax.convert.preprocessing import IMAGENET, upstream_preprocessing
 from rmt_jax.convert.weights import read_card
 from rmt_jax.models import variant
 from tests.convert.upstream import save, state_dict
-from tests.training.conftest import REPOSITORY
 
 NAMES = tuple(f"class {label} \N{GREEK SMALL LETTER ALPHA}" for label in range(7))
 PREPROCESSING = Preprocessing(32, 1.0, "bilinear", (0.1, 0.2, 0.3), (0.5, 0.25, 0.125))
@@ -47,11 +46,6 @@ def test_another_model_name_keeps_them(known: Weights, tmp_path: pathlib.Path) -
     write_weights(known, tmp_path / "file.safetensors")
     found = read_weights(tmp_path / "file.safetensors", model="rmt_nano")
     assert (found.class_names, found.preprocessing) == (NAMES, PREPROCESSING)
-
-
-def test_files_of_before_there_were_any_still_load() -> None:
-    found = read_weights(REPOSITORY / "notebooks" / "rmt_nano_digits.safetensors")
-    assert (found.config.num_classes, found.task) == (10, "classification")
 
 
 def test_a_card_without_them(known: Weights) -> None:

@@ -10,9 +10,14 @@ from PIL import Image
 
 from rmt_jax.training import run
 from rmt_jax.training.metrics import read_metrics
+from tests.saved import saved_arrays
 from tests.training.conftest import TINY
+from tests.training.processes import Ended, Processes
 
 pytestmark = pytest.mark.slow
+
+# Of sums in another order, relative to an array's largest value, or 1.
+BOUND = 1e-5
 
 
 @pytest.fixture
@@ -33,31 +38,35 @@ def run_words(digits_detection_dir: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("head", ["retinanet", "cascade_mask_rcnn"])
-def test_a_run_is_trained_evaluated_and_gone_on_with(
-    head: str, run_words: list[str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = f"configs/digits.py:detection,head={head}"
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    assert run(config, run_words, workdir=str(whole)) == 0
-    said = " ".join(capsys.readouterr().out.split())
+def assert_trained(workdir: pathlib.Path, printed: str, head: str) -> None:
+    """Four steps are, and both evaluations, and all that the last one writes."""
+    said = " ".join(printed.split())
     for words in ("200 pictures, 10 classes", "over the boxes of a pair; masked canvas", "final, EMA", "box AP (%)"):
         assert words in said
-    rows = read_metrics(whole / "metrics.jsonl")
+    rows = read_metrics(workdir / "metrics.jsonl")
     assert [row["step"] for row in rows if "val_ema/box_AP" in row] == [2, 4]
     trained = {row["step"]: row for row in rows if "train/loss" in row}
     name = "train/loss_cls" if head == "retinanet" else "train/s2_loss_mask"
     assert all(np.isfinite(row[name]) for row in trained.values())
-    found = json.loads((whole / "evaluation.json").read_text())
+    found = json.loads((workdir / "evaluation.json").read_text())
     assert (found["pictures"], found["unreadable"], len(found["classes"])) == (200, 0, 10)
     assert ("mask_AP" in found) == ("mask_AP" in next(iter(found["classes"].values()))) == (head != "retinanet")
     assert sum(entry["objects"] for entry in found["classes"].values()) > 400
-    overlays = sorted((whole / "overlays").iterdir())
+    overlays = sorted((workdir / "overlays").iterdir())
     assert len(overlays) == 3
     with Image.open(overlays[0]) as picture:
         assert min(picture.size) >= 224  # twice the size and more, for the text
-    assert (whole / "predictions.png").exists()
+    assert (workdir / "predictions.png").exists()
 
+
+def test_a_run_is_gone_on_with_and_evaluated_again(
+    run_words: list[str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = "configs/digits.py:detection,head=retinanet"
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    assert run(config, run_words, workdir=str(whole)) == 0
+    assert_trained(whole, capsys.readouterr().out, "retinanet")
+    trained = {row["step"]: row for row in read_metrics(whole / "metrics.jsonl") if "train/loss" in row}
     shutil.copytree(whole, halves)
     shutil.rmtree(halves / "checkpoints" / "4")  # the same run, stopped half way
     assert run(config, run_words, workdir=str(halves)) == 0
@@ -67,7 +76,47 @@ def test_a_run_is_trained_evaluated_and_gone_on_with(
     evaluated = tmp_path / "eval"
     assert run(config, [*run_words, f"--config.init_from={whole}"], workdir=str(evaluated), mode="eval") == 0
     assert "Classes with the lowest AP" in " ".join(capsys.readouterr().out.split())
-    again = json.loads((evaluated / "evaluation.json").read_text())
-    assert again["box_AP"] == found["box_AP"]
+    first, again = (json.loads((folder / "evaluation.json").read_text()) for folder in (whole, evaluated))
+    assert again["box_AP"] == first["box_AP"]
     results = json.loads((evaluated / "box_results.json").read_text())
     assert all(set(entry) == {"image_id", "category_id", "bbox", "score"} for entry in results)
+
+
+def finished(workdir: pathlib.Path, words: list[str], environment: dict[str, str], count: int) -> list[Ended]:
+    with Processes(workdir, words, environment, count=count) as processes:
+        return processes.finish(timeout=600)
+
+
+def test_two_processes_are_one_run(run_words: list[str], tmp_path: pathlib.Path, environment: dict[str, str]) -> None:
+    """Pairs are kept together in each of two parts of a step; what each process finds is counted once, masks too."""
+    words = [
+        *run_words,
+        "--config=configs/digits.py:detection,head=cascade_mask_rcnn",
+        "--config.data.num_workers=0",
+        "--config.grad_accum_steps=2",
+        # Steps proportional to the gradient: Adam's own make whole steps of the rounding noise of gradients near zero.
+        "--config.optimizer.epsilon=1.0",
+        "--config.optimizer.learning_rate=0.1",
+    ]
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    (ended,) = finished(alone, words, environment, 1)
+    assert ended.code == 0, ended.err
+    assert_trained(alone, ended.out, "cascade_mask_rcnn")
+    first, second = finished(together, words, environment, 2)
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    got, wanted = (read_metrics(workdir / "metrics.jsonl") for workdir in (together, alone))
+    for row, expected in zip(got, wanted, strict=True):
+        assert row.keys() == expected.keys()
+        for name in row:
+            if "loss" in name or "AP" in name:
+                np.testing.assert_allclose(row[name], expected[name], rtol=BOUND, err_msg=name)
+    mine, theirs = (saved_arrays(workdir, 4, ("model", "ema")) for workdir in (together, alone))
+    assert mine.keys() == theirs.keys()
+    for name, array in mine.items():
+        scale = max(1.0, float(np.abs(theirs[name]).max()))
+        np.testing.assert_allclose(array, theirs[name], rtol=0, atol=BOUND * scale, err_msg=name)
+    for kind in ("box", "mask"):
+        ours, expected = (json.loads((where / f"{kind}_results.json").read_text()) for where in (together, alone))
+        assert len(ours) == len(expected) > 0
+        pictures, entries = ({entry["image_id"] for entry in found} for found in (ours, expected))
+        assert pictures == entries
