@@ -128,7 +128,7 @@ def test_synthetic_pictures_are_jpegs_of_that_size(source):
 
 def test_the_command_measures_and_writes(tmp_path, capsys):
     file = tmp_path / "input.json"
-    words = ["--config.data.num_workers=0", "--config.data.num_threads=1", "--images=4", "--blocks=1"]
+    words = ["--config.data.num_workers=0", "--config.data.num_threads=1", "--block-size=4", "--blocks=1"]
     assert main(["benchmark", "input", "--config=configs/rmt_s.py", "--synthetic", f"--json={file}", *words]) == 0
     said = capsys.readouterr().out
     assert "crop, resize" in said
@@ -151,7 +151,7 @@ def test_the_command_measures_and_writes(tmp_path, capsys):
         (["--config=configs/rmt_s.py", "--config.data.dir=/nowhere"], "To measure without the data set, give --synth"),
         (["--config=configs/rmt_s.py", "--synthetic", "--config.dat.dir=x"], "Did you mean data?"),
         (["--config=configs/rmt_s.py", "--synthetic", "--picture=3"], "--picture=3"),
-        (["--config=configs/rmt_s.py", "--synthetic", "--images=0"], "--images=0: expected 1 or more"),
+        (["--config=configs/rmt_s.py", "--synthetic", "--block-size=0"], "--block-size=0: expected 1 or more"),
         (["--config=configs/rmt_s.py", "--synthetic", "--json=nowhere/x"], "in a directory that exists"),
         (["--config=configs/rmt_s.py:token_label", "--synthetic"], "no label maps of these pictures"),
     ],

@@ -23,7 +23,7 @@ DIGITS = ["compile", "--config", "configs/digits.py", *WORDS]
 def test_this_machine(capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path) -> None:
     path = tmp_path / "figures.json"
     mesh = ["--config.mesh.fsdp=4", "--config.mesh.min_split=64"]
-    assert main([*DIGITS, *mesh, "--batch", "4", "--json", str(path)]) == 0
+    assert main([*DIGITS, *mesh, "--batch-size", "4", "--json", str(path)]) == 0
     out = capsys.readouterr().out
     assert "batch 32, 4 a device" in out
     for part in ("parameters", "optimiser", "EMA", "temporaries", "all-gather", "all-reduce", "Nothing was run."):
@@ -40,7 +40,7 @@ def test_this_machine(capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
     [
         (["--topology", "v7:2x2"], "expected GENERATION:SHAPE such as v5e:16x16 with one of v4, v5e, v5p, v6e"),
         (["--topology", "v5e-257"], "or the name of a slice such as v4-32"),
-        (["--batch", "0"], "--batch=0: expected 1 or more"),
+        (["--batch-size", "0"], "--batch-size=0: expected 1 or more"),
         (["--find-batch"], "the memory of these devices is not known"),
         (["--slices", "2"], "--slices needs --topology"),
         (["--json", "nowhere/x.json"], "a directory that exists"),
@@ -50,7 +50,7 @@ def test_this_machine(capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
         (["--topology", "v5p:4x4"], "v5p has slices AxBxC, such as v5p:4x4x8"),
         (["--config.batch_size=255"], "batch_size=255 cannot be divided over 8 device(s). Use 248 or 256."),
         (["--config.batch_size=24", "--config.grad_accum_steps=2"], "x grad_accum_steps=2. Use 16 or 32."),
-        (["--config.grad_accum_steps=4", "--batch", "6"], "--batch=6 cannot be cut into grad_accum_steps=4"),
+        (["--config.grad_accum_steps=4", "--batch-size", "6"], "--batch-size=6 cannot be cut into grad_accum_steps=4"),
         (["--config.modle.name=x"], "Did you mean model?"),
     ],
 )
@@ -87,7 +87,7 @@ def test_a_tpu_slice_without_a_tpu(
     batch: str, words: list[str], code: int, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     program = tmp_path / "program.txt"
-    options = ["--topology", "v5e:2x2", "--batch", batch, "--quick", "--hlo", str(program)]
+    options = ["--topology", "v5e:2x2", "--batch-size", batch, "--quick", "--hlo", str(program)]
     assert main([*DIGITS, "--config.model.dtype=bfloat16", *options, *words]) == code
     out = capsys.readouterr().out
     assert "of 15.75 GiB: " + ("fits" if code == 0 else "does not fit") in out

@@ -79,8 +79,8 @@ def test_maps_of_a_teacher_are_its_best_logits_everywhere(folder, tmp_path, caps
     file, teacher = tmp_path / "labels", teacher_file(tmp_path / "teacher" / "nano.pth")
     words = ["labels", "make", str(file), f"--teacher={teacher}", "--data-name=folder", f"--data-dir={folder}"]
     assert main([*words, "--batch-size=8"]) == 1
-    said = capsys.readouterr().out
-    assert "nano.pth labels 13 pictures" in said
+    said, messages = capsys.readouterr()
+    assert "nano.pth labels 13 pictures" in messages
     assert "12 label maps" in said
     assert "1 pictures cannot be decoded and have no map: c3/damaged.png" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["labels", "teacher"]

@@ -100,7 +100,7 @@ def test_the_command_writes_a_sheet_of_ones_own_picture(tmp_path, capsys):
         f"--image={picture}",
         f"--output={output}",
     ]
-    assert main(["plot", "augment", "configs/digits.py", *words]) == 0
+    assert main(["plot", "augment", "--config", "configs/digits.py", *words]) == 0
     assert capsys.readouterr().out.split() == [str(output)]
     with Image.open(output) as sheet:
         pixels = np.asarray(sheet.convert("RGB")).reshape(-1, 3)
@@ -122,5 +122,5 @@ def test_the_command_writes_a_sheet_of_ones_own_picture(tmp_path, capsys):
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
 def test_refusals(words, message, capsys):
-    assert main(["plot", "augment", *words]) == 2
+    assert main(["plot", "augment", "--config", *words]) == 2
     assert message in capsys.readouterr().err

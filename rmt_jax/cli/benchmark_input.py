@@ -2,17 +2,15 @@
 
 import argparse
 import dataclasses
-import json
-import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from rmt_jax.cli.output import check_output, describe_environment
-from rmt_jax.data import open_source
-from rmt_jax.data.benchmark import InputBenchmark, SyntheticSource, cores, input_benchmark
+from rmt_jax.cli.output import Console, add_json, describe_environment, say, write_json
+
+if TYPE_CHECKING:  # what is heavy is imported where it is used
+    from rmt_jax.data.benchmark import InputBenchmark
 
 DESCRIPTION = """\
 How fast one core prepares the training pictures of a recipe, stage by stage, and beside it the same recipe as
@@ -37,44 +35,44 @@ def add_parser(measures: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     inputs.add_argument("--config", required=True, metavar="FILE", help="a recipe, such as configs/rmt_s.py")
     inputs.add_argument("--synthetic", action="store_true", help="JPEGs of 500x375 in memory, not the recipe's data")
-    inputs.add_argument("--images", type=int, default=128, metavar="N", help="pictures in a block (default: 128)")
+    inputs.add_argument("--block-size", type=int, default=128, metavar="N", help="pictures in a block (default: 128)")
     inputs.add_argument("--blocks", type=int, default=11, metavar="N", help="pairs of blocks (default: 11)")
-    inputs.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write everything measured to this file")
+    add_json(inputs, "everything measured")
     inputs.set_defaults(run=_run_input, config_words=[])
 
 
 def _run_input(options: argparse.Namespace) -> int:
+    from rmt_jax.data.benchmark import SyntheticSource, input_benchmark
     from rmt_jax.training.command_line import load_config
     from rmt_jax.training.config import parse
-    from rmt_jax.training.metrics import replace_file
 
-    for name in ("images", "blocks"):
+    for name in ("block_size", "blocks"):
         if getattr(options, name) < 1:
-            raise ValueError(f"--{name}={getattr(options, name)}: expected 1 or more.")
-    check_output(options.json, "--json")
+            raise ValueError(f"--{name.replace('_', '-')}={getattr(options, name)}: expected 1 or more.")
     config = parse(load_config(options.config, options.config_words))
     if options.synthetic and config.data.token_labels.file is not None:
         raise ValueError("--synthetic: there are no label maps of these pictures. Leave it out, or the token labels.")
     source = SyntheticSource() if options.synthetic else _open(config.data)
     result = input_benchmark(
-        source, config.data, erasing=config.erasing, seed=config.seed, images=options.images, blocks=options.blocks
+        source, config.data, erasing=config.erasing, seed=config.seed, images=options.block_size, blocks=options.blocks
     )
     _print(result)
-    if options.json is not None:
-        content = {"config": options.config, "changes": options.config_words, **_json(result)}
-        replace_file(options.json, (json.dumps(content, indent=2) + "\n").encode())
+    write_json(options.json, {"config": options.config, "changes": options.config_words, **_json(result)})
     return 0
 
 
 def _open(data: Any) -> Any:
+    from rmt_jax.data import open_source
+
     try:
         return open_source(data, data.train_split)
     except (ValueError, OSError) as error:
         raise ValueError(f"{error}\nTo measure without the data set, give --synthetic.") from error
 
 
-def _print(result: InputBenchmark) -> None:
-    console = Console()
+def _print(result: "InputBenchmark") -> None:
+    from rmt_jax.data.benchmark import cores
+
     rows = [result.ours.stages, result.baseline.stages]
     stages = [*result.ours.stages, *(stage for stage in result.baseline.stages if stage not in result.ours.stages)]
     table = Table(title="Preparing a training picture in one thread", title_justify="left", box=box.SIMPLE_HEAD)
@@ -88,7 +86,7 @@ def _print(result: InputBenchmark) -> None:
     table.add_section()
     table.add_row("whole", f"{result.ours.wall:.3f}", "", f"{result.baseline.wall:.3f}", "")
     table.add_row("pictures/s", f"{1000 / result.ours.wall:.0f}", "", f"{1000 / result.baseline.wall:.0f}", "")
-    console.print(table)
+    Console().print(table)
     blocks, low, high = len(result.ratios), min(result.ratios), max(result.ratios)
     lines = [
         f"One core prepares {result.ratio:.2f} times as many pictures as the baseline: the median of {blocks} pairs of "
@@ -98,10 +96,10 @@ def _print(result: InputBenchmark) -> None:
         f"Data: {result.source}, {result.image_bytes / 1000:.0f} kB a picture, read once before.",
     ]
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(line)
 
 
-def _json(result: InputBenchmark) -> dict[str, Any]:
+def _json(result: "InputBenchmark") -> dict[str, Any]:
     return {
         "result": {**dataclasses.asdict(result), "ratio": result.ratio},
         "environment": describe_environment(PACKAGES),

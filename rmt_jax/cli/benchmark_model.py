@@ -2,18 +2,15 @@
 
 import argparse
 import dataclasses
-import json
-import pathlib
 import resource
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from rmt_jax.cli.benchmark_start import measure_start
-from rmt_jax.cli.output import check_output, describe_environment, format_size, say
+from rmt_jax.cli.output import Console, add_json, describe_environment, format_size, say, write_json
 
 if TYPE_CHECKING:  # the other commands do not need the training
     from flax import nnx
@@ -72,7 +69,7 @@ def add_parsers(measures: "argparse._SubParsersAction[argparse.ArgumentParser]")
         parser.add_argument("--batch-size", type=int, metavar="N", help="pictures (default: 8, or the recipe's)")
         parser.add_argument("--image-size", type=int, metavar="N", help="pixels along a side (default: 224)")
         parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="to compute in (default: float32)")
-        parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write everything measured to this file")
+        add_json(parser, "everything measured")
         if name != "compile":
             parser.add_argument("--rounds", type=int, default=7, metavar="N", help="of each (default: 7)")
             parser.add_argument("--vs", choices=["torch"], help="measure the PyTorch model beside it")
@@ -83,8 +80,6 @@ def add_parsers(measures: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _run(options: argparse.Namespace) -> int:
-    from rmt_jax.training.metrics import replace_file
-
     _check(options)
     config = _config(options)
     if options.measure == "compile":
@@ -93,10 +88,8 @@ def _run(options: argparse.Namespace) -> int:
         result = _compile_for(config, options.topology)
     else:
         result = _measure(config, options)
-    if options.json is not None:
-        described = {"measure": options.measure, "config": dataclasses.asdict(config), **result}
-        content = described | {"environment": describe_environment(PACKAGES)}
-        replace_file(options.json, (json.dumps(content, indent=2, default=str) + "\n").encode())
+    described = {"measure": options.measure, "config": dataclasses.asdict(config), **result}
+    write_json(options.json, described | {"environment": describe_environment(PACKAGES)})
     return 0
 
 
@@ -109,7 +102,6 @@ def _check(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')}={value}: expected 1 or more.")
     if getattr(options, "topology", None) is not None and options.vs is not None:
         raise ValueError("--topology runs nothing, so there is nothing to compare: leave out --vs.")
-    check_output(options.json, "--json")
 
 
 def _config(options: argparse.Namespace) -> "Config":

@@ -2,20 +2,18 @@
 
 import argparse
 import dataclasses
-import json
 import pathlib
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from rmt_jax.cli.output import check_output, format_size, say
-from rmt_jax.models import Remat
+from rmt_jax.cli.output import Console, add_json, add_quiet, check_output, format_size, say, write_json
 
 if TYPE_CHECKING:  # the other commands do not need the training
     import jax
 
+    from rmt_jax.models import Remat
     from rmt_jax.training.ahead import Compiled
     from rmt_jax.training.chips import Chip
     from rmt_jax.training.config import Config
@@ -26,18 +24,19 @@ image, collectives, a roofline estimate. For a TPU slice no TPU is needed, only 
 Without --topology it is compiled for the devices of this machine.
 
   rmt compile --config configs/rmt_l.py --topology v5e:16x16
-  rmt compile --config configs/rmt_s.py --topology v6e-64 --batch 128 --remat all
+  rmt compile --config configs/rmt_s.py --topology v6e-64 --batch-size 128 --remat all
   rmt compile --config configs/rmt_b.py --topology v4-32 --find-batch --config.mesh.fsdp=4
 
 All figures are the compiler's: nothing is run. Exit code 1 when it does not fit.
 """
+POLICIES: "tuple[Remat, ...]" = ("none", "dots", "full")  # rmt_jax.models.Remat
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary: str) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "compile",
-        help="does a training step fit a TPU slice, and what does it cost",
+        help=summary,
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="--config.KEY=VALUE changes a value of the recipe.",
@@ -45,18 +44,19 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--config", required=True, metavar="FILE", help="a recipe, such as configs/rmt_s.py")
     parser.add_argument("--topology", metavar="NAME", help="v5e:16x16, or a slice's name such as v5e-256")
     parser.add_argument("--slices", type=int, default=1, metavar="N", help="so many of them (default: 1)")
-    parser.add_argument("--batch", type=int, metavar="N", help="pictures a device (default: the recipe's batch)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="pictures a device (default: the recipe's batch)")
     parser.add_argument(
         "--find-batch",
         action="store_true",
-        help="the largest batch a device that fits, to an eighth; --batch is tried first",
+        help="the largest batch a device that fits, to an eighth; --batch-size is tried first",
     )
     parser.add_argument(
-        "--remat", choices=[*get_args(Remat), "all"], help="in place of the recipe's model.remat; all compares them"
+        "--remat", choices=[*POLICIES, "all"], help="in place of the recipe's model.remat; all compares them"
     )
     parser.add_argument("--quick", action="store_true", help="compile faster, for speed figures that are worse")
     parser.add_argument("--hlo", type=pathlib.Path, metavar="FILE", help="write the compiled program to this file")
-    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all figures to this file")
+    add_json(parser, "all figures")
+    add_quiet(parser)
     parser.set_defaults(run=_run, config_words=[])
 
 
@@ -70,16 +70,16 @@ def _run(options: argparse.Namespace) -> int:
     config = parse(load_config(options.config, options.config_words))
     _check_parts(options, config.grad_accum_steps)
     chip, devices = _devices(options)
-    policies = get_args(Remat) if options.remat == "all" else [options.remat or config.model.remat]
+    policies = POLICIES if options.remat == "all" else [options.remat or config.model.remat]
     found: dict[str, Compiled] = {}
     console = Console()
     for policy in policies:
         chosen = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=policy))
         if options.find_batch:
-            found[policy] = _find_batch(chosen, devices, chip, options.batch, console)
+            found[policy] = _find_batch(chosen, devices, chip, options.batch_size, quiet=options.quiet)
             continue
-        if options.batch is not None:
-            chosen = with_batch(chosen, options.batch, len(devices))
+        if options.batch_size is not None:
+            chosen = with_batch(chosen, options.batch_size, len(devices))
         found[policy], text = compile_step(chosen, devices, chip, quick=options.quick)
         if options.hlo is not None:
             replace_file(options.hlo, text.encode())
@@ -90,34 +90,31 @@ def _run(options: argparse.Namespace) -> int:
         _print_policies(console, title, found, len(devices), chip)
     if config.distill.teacher is not None:
         say("Without the teacher of distill.teacher: its weights, temporaries and operations come on top.")
-    if options.json is not None:
-        content = {policy: dataclasses.asdict(compiled) for policy, compiled in found.items()}
-        described = {"config": options.config, "changes": options.config_words, "topology": options.topology}
-        described |= {"slices": options.slices, "remat": content}
-        replace_file(options.json, (json.dumps(described, indent=2) + "\n").encode())
+    content = {policy: dataclasses.asdict(compiled) for policy, compiled in found.items()}
+    described = {"config": options.config, "changes": options.config_words, "topology": options.topology}
+    write_json(options.json, described | {"slices": options.slices, "remat": content})
     return 0 if all(compiled.fits for compiled in found.values()) else 1
 
 
 def _check(options: argparse.Namespace) -> None:
-    for name in ("batch", "slices"):
+    for name in ("batch_size", "slices"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            raise ValueError(f"--{name}={value}: expected 1 or more.")
+            raise ValueError(f"--{name.replace('_', '-')}={value}: expected 1 or more.")
     if options.hlo is not None and (options.find_batch or options.remat == "all"):
         raise ValueError("--hlo writes one program: not with --find-batch or --remat=all.")
     if options.slices > 1 and options.topology is None:
         raise ValueError("--slices needs --topology.")
     check_output(options.hlo, "--hlo")
-    check_output(options.json, "--json")
 
 
 def _check_parts(options: argparse.Namespace, parts: int) -> None:
-    """Raises ValueError for a --batch that cannot be cut; the search cuts its own."""
-    batch = options.batch
+    """Raises ValueError for a --batch-size that cannot be cut; the search cuts its own."""
+    batch = options.batch_size
     if batch is not None and batch % parts and not options.find_batch:
         below, above = batch // parts * parts, -(-batch // parts) * parts
         choice = f"{below} or {above}" if below else str(above)
-        raise ValueError(f"--batch={batch} cannot be cut into grad_accum_steps={parts} equal parts. Use {choice}.")
+        raise ValueError(f"--batch-size={batch} cannot be cut into grad_accum_steps={parts} equal parts. Use {choice}.")
 
 
 def _devices(options: argparse.Namespace) -> "tuple[Chip | None, list[jax.Device]]":
@@ -130,7 +127,7 @@ def _devices(options: argparse.Namespace) -> "tuple[Chip | None, list[jax.Device
 
 
 def _find_batch(
-    config: "Config", devices: "list[jax.Device]", chip: "Chip | None", batch: int | None, console: Console
+    config: "Config", devices: "list[jax.Device]", chip: "Chip | None", batch: int | None, *, quiet: bool
 ) -> "Compiled":
     """The compilation of the largest batch that fits, or of the smallest tried where none does."""
     from rmt_jax.training.ahead import find_batch
@@ -141,7 +138,8 @@ def _find_batch(
         verdict = "fits" if compiled.fits else "does not fit"
         each, seconds = compiled.batch // len(devices), sum(compiled.seconds)
         line = f"remat {config.model.remat}, {each} a device: {format_size(compiled.peak)}, {verdict} ({seconds:.0f} s)"
-        console.print(line, highlight=False)
+        if not quiet:
+            say(line, stderr=True)
     fitting = [compiled for compiled in tried if compiled.fits]
     return max(fitting, key=lambda compiled: compiled.batch) if fitting else tried[-1]
 

@@ -5,23 +5,19 @@ import pathlib
 import resource
 import sys
 import time
-from typing import get_args
+from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rmt_jax.convert import read_weights, verify, write_weights
-from rmt_jax.convert.describe import describe_source, describe_weights
-from rmt_jax.convert.destinations import check_destination, is_torch_layout
-from rmt_jax.convert.report import report_csv, report_rows, report_text
-from rmt_jax.convert.sources import locate
-from rmt_jax.convert.weights import Weights
-from rmt_jax.models import list_models
-from rmt_jax.models.variants import AuxTap
+from rmt_jax.cli.output import Console, add_json, write_json
+
+if TYPE_CHECKING:  # what is heavy is imported where it is used
+    from rmt_jax.convert import Weights
 
 TERMINAL = "-"  # where --report without a file goes
+AUX_TAPS = ("features", "proj", "norm", "activation")  # rmt_jax.models.variants.AuxTap
 
 DESCRIPTION = """\
 Converts the authors' PyTorch checkpoints to rmt_jax and back: classifiers, segmentors, detectors, backbones. The model
@@ -35,30 +31,32 @@ is recognised from keys and shapes.
 """
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary: str) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "convert",
-        help="convert PyTorch checkpoints, both ways",
+        help=summary,
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Exit codes: 0 converted, 1 --verify found a difference, 2 refused (nothing is written).",
     )
-    parser.add_argument("source", help=".pth, .pt, .safetensors, model directory, workdir, or user/name on the hub")
     parser.add_argument(
-        "destination", nargs="?", type=pathlib.Path, help="NAME.safetensors, NAME.pth, or a model directory"
+        "source", metavar="WEIGHTS", help=".pth, .pt, .safetensors, model directory, workdir, or user/name on the hub"
+    )
+    parser.add_argument(
+        "destination",
+        nargs="?",
+        type=pathlib.Path,
+        metavar="DESTINATION",
+        help="NAME.safetensors, NAME.pth, or a model directory",
     )
     parser.add_argument("--list", action="store_true", help="only describe the source")
     parser.add_argument(
         "--weights", choices=("ema", "raw"), help="which weights (default: the moving average where there is one)"
     )
-    parser.add_argument("--entry", help="which entry of the file, where several could be meant")
-    parser.add_argument(
-        "--model", choices=list_models(), metavar="NAME", help="the model (see rmt models), where it is not recognised"
-    )
-    parser.add_argument(
-        "--aux-tap", choices=get_args(AuxTap), help="where an auxiliary head as wide as the projection reads"
-    )
+    parser.add_argument("--entry", metavar="NAME", help="which entry of the file, where several could be meant")
+    parser.add_argument("--model", metavar="MODEL", help="which of `rmt models`, where it is not recognised")
+    parser.add_argument("--aux-tap", choices=AUX_TAPS, help="where an auxiliary head as wide as the projection reads")
     parser.add_argument(
         "--report",
         nargs="?",
@@ -70,16 +68,21 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--verify", action="store_true", help="compare a picture's outputs before, after and, if there is, in PyTorch"
     )
     parser.add_argument("--force", action="store_true", help="replace the destination")
+    add_json(parser, "what is printed")
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
+    from rmt_jax.convert.describe import describe_source
+    from rmt_jax.convert.sources import locate
+
     if options.list:
         if options.destination is not None:
             raise ValueError("--list only describes the source: leave the destination out.")
         path = locate(options.source)
         kind, rows = describe_source(path)
         _print_rows(f"{options.source}: {kind}, {_size(path)}", rows)
+        write_json(options.json, {"source": options.source, "kind": kind, "entries": rows})
         return 0
     if options.destination is None:
         raise ValueError("a destination is needed: a directory, NAME.safetensors or NAME.pth (or --list).")
@@ -87,6 +90,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
+    from rmt_jax.convert import read_weights, write_weights
+    from rmt_jax.convert.describe import describe_weights
+    from rmt_jax.convert.destinations import check_destination
+
     started, source = time.monotonic(), pathlib.Path(options.source)
     destination: pathlib.Path = options.destination
     check_destination(destination, source, force=options.force)
@@ -105,7 +112,10 @@ def _convert(options: argparse.Namespace) -> int:
     _print_rows(f"{options.source} -> {destination}", rows)
     if options.report is not None:
         _report(weights, destination, options.report)
-    return _verify(weights, destination) if options.verify else 0
+    verification = _verify(weights, destination) if options.verify else None
+    content = {"source": options.source, "destination": str(destination), **weights.card()}
+    write_json(options.json, content | {"verification": verification})
+    return 0 if verification is None or verification["equal"] else 1
 
 
 def _check_report(path: pathlib.Path, *, force: bool) -> None:
@@ -115,7 +125,10 @@ def _check_report(path: pathlib.Path, *, force: bool) -> None:
         raise FileExistsError(f"--report={path} exists: give another name, or --force to replace it.")
 
 
-def _report(weights: Weights, destination: pathlib.Path, where: str) -> None:
+def _report(weights: "Weights", destination: pathlib.Path, where: str) -> None:
+    from rmt_jax.convert.destinations import is_torch_layout
+    from rmt_jax.convert.report import report_csv, report_rows, report_text
+
     rows = report_rows(weights, to_torch=is_torch_layout(destination))
     if where == TERMINAL:
         print(report_text(rows))
@@ -124,8 +137,10 @@ def _report(weights: Weights, destination: pathlib.Path, where: str) -> None:
     print(f"Table of every tensor: {where}")
 
 
-def _verify(weights: Weights, destination: pathlib.Path) -> int:
-    """Print what the same picture gives before and after; returns the exit code."""
+def _verify(weights: "Weights", destination: pathlib.Path) -> dict[str, Any]:
+    """Print what the same picture gives before and after; returns how far apart, and whether that is equal."""
+    from rmt_jax.convert import read_weights, verify
+
     images = verify.sample_images()
     before = verify.outputs(weights, images)
     after = verify.outputs(read_weights(destination), images)
@@ -145,7 +160,7 @@ def _verify(weights: Weights, destination: pathlib.Path) -> int:
         rows[name] = "identical" if distance == 0 else f"largest difference {distance:.1e} of the largest magnitude"
     rows["result"] = f"{'equal' if within else 'NOT EQUAL'} within {verify.TOLERANCE:g}"
     _print_rows("Verified with float32, highest matmul precision, 224x224 normal noise", rows)
-    return 0 if within else 1
+    return {"differences": errors, "tolerance": verify.TOLERANCE, "equal": within}
 
 
 def _print_rows(title: str, rows: dict[str, str]) -> None:

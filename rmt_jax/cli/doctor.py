@@ -1,10 +1,11 @@
 """`rmt doctor`: is this machine, this data set, this workdir sound?"""
 
 import argparse
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+from rmt_jax.cli.output import add_json, write_json
 
 if TYPE_CHECKING:  # the other commands do not need the training
     from rmt_jax.training.doctor import Finding
@@ -21,11 +22,11 @@ Exit code 1 when there is a problem.
 """
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary: str) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "doctor",
-        help="is everything sound for a long run",
+        help=summary,
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="--config.KEY=VALUE changes a value of the recipe.",
@@ -33,24 +34,18 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--config", metavar="FILE", help="a recipe, such as configs/rmt_s.py")
     parser.add_argument("--workdir", type=pathlib.Path, metavar="DIR", help="of a run, there or to come")
     parser.add_argument("--no-smoke", action="store_true", help="leave out the five steps")
-    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the findings to this file")
+    add_json(parser, "the findings")
     parser.set_defaults(run=_run, config_words=[])
 
 
 def _run(options: argparse.Namespace) -> int:
-    from rmt_jax.training.metrics import replace_file
-
-    if options.json is not None and (options.json.is_dir() or not options.json.absolute().parent.is_dir()):
-        raise ValueError(f"--json={options.json}: give the name of a file in a directory that exists.")
     if options.config_words and options.config is None:
         raise ValueError(f"{options.config_words[0]}: give --config FILE with it.")
     findings = []
     for finding in _findings(options):
         print(finding, flush=True)
         findings.append(finding)
-    if options.json is not None:
-        content = [finding._asdict() for finding in findings]
-        replace_file(options.json, (json.dumps(content, indent=2) + "\n").encode())
+    write_json(options.json, [finding._asdict() for finding in findings])
     return int(any(finding.level == "problem" for finding in findings))
 
 

@@ -4,31 +4,36 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, get_args
 
-import jax
-from flax import nnx
-from rich import box
-from rich.console import Console
-from rich.table import Column, Table
+from rmt_jax.cli.output import Console, add_json, write_json
 
-from rmt_jax.models import DetectionHead, SegmentationHead, abstract_model, create_model, list_models, variant
-from rmt_jax.models.factory import NUM_CLASSES
-from rmt_jax.models.flops import count_detector_flops, count_flops, count_segmentor_flops
+DESCRIPTION = """\
+Lists the models: parameters, and multiply-accumulates of a picture as fvcore counts them.
+
+  rmt models
+  rmt models --image-size 384
+  rmt models --task segmentation      with each head, and the classes of ADE20K
+  rmt models --json -
+"""
 
 # (height, width) of the pictures that the cost is of, where the command does not say.
 SIZES = {"classification": (224, 224), "segmentation": (512, 512), "detection": (800, 1280)}
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary: str) -> None:
     """Add the subcommand."""
-    parser = commands.add_parser("models", help="list the models with their size and cost")
+    parser = commands.add_parser(
+        "models", help=summary, description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--image-size",
         type=int,
-        help="side of the square picture (default: 224, of segmentation 512, of detection 1280x800)",
+        metavar="N",
+        help="pixels along a side (default: 224, of segmentation 512, of detection 1280x800)",
     )
     parser.add_argument(
         "--task", choices=SIZES, default="classification", help="what they do (default: classification)"
     )
+    add_json(parser, "the list")
     parser.set_defaults(run=_run)
 
 
@@ -36,47 +41,65 @@ def _run(options: argparse.Namespace) -> int:
     size = SIZES[options.task] if options.image_size is None else (options.image_size,) * 2
     if min(size) < 32:
         raise ValueError(f"--image-size {options.image_size}: the models take 32 pixels or more.")
-    print_models(size, options.task)
+    models = list(describe_models(size, options.task))
+    print_models(models, size)
+    write_json(options.json, models)
     return 0
 
 
-def print_models(size: tuple[int, int], task: str = "classification") -> None:
-    """Print a table of all models: parameters, multiply-accumulates at a size, channels, depths, drop path or head."""
-    header: tuple[str, ...]
+def print_models(models: Sequence[dict[str, Any]], size: tuple[int, int]) -> None:
+    """Print a table of what `describe_models` says, of pictures of (height, width)."""
+    from rich import box
+    from rich.table import Column, Table
+
     height, width = size
-    cost = ("parameters", f"FLOPs @{width if height == width else f'{width}x{height}'}")
-    if task == "classification":
-        header, rows = ("model", *cost, "channels", "depths", "drop path"), _classifier_rows(*size)
-    else:
-        header, rows = ("model", "head", *cost), _dense_rows(*size, task)
+    headings = {"flops": f"FLOPs @{width if height == width else f'{width}x{height}'}", "drop_path": "drop path"}
+    header = (headings.get(name, name) for name in models[0])
     table = Table(*(Column(name, no_wrap=True) for name in header), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for row in rows:
-        table.add_row(*row)
+    for model in models:
+        table.add_row(*(_words(name, value) for name, value in model.items()))
     Console().print(table)
 
 
-def _classifier_rows(height: int, width: int) -> Iterator[tuple[str, ...]]:
-    for name in list_models():
-        config = variant(name)
-        dims, depths = (" ".join(map(str, values)) for values in (config.embed_dims, config.depths))
-        cost = _parameters(name), _giga(count_flops(config, height, width))
-        yield name, *cost, dims, depths, f"{config.drop_path:g}"
+def _words(name: str, value: Any) -> str:
+    if name == "flops":
+        return f"{value / 1e9:.3f} G"
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
-def _dense_rows(height: int, width: int, task: str) -> Iterator[tuple[str, ...]]:
-    """With the classes of ADE20K or COCO. Starred models have another head, of classification, and no rows."""
+def describe_models(size: tuple[int, int], task: str) -> Iterator[dict[str, Any]]:
+    """Parameters and multiply-accumulates at (height, width) of each model with each head, and its architecture.
+
+    Starred models have another head, of classification, and are left out of the other tasks, whose classes are those of
+    ADE20K or COCO.
+    """
+    from rmt_jax.models import DetectionHead, SegmentationHead, list_models, variant
+    from rmt_jax.models.factory import NUM_CLASSES
+    from rmt_jax.models.flops import count_detector_flops, count_flops, count_segmentor_flops
+
+    if task == "classification":
+        for name in list_models():
+            config = variant(name)
+            cost = {"parameters": _parameters(name), "flops": count_flops(config, *size)}
+            shape = {"channels": config.embed_dims, "depths": config.depths, "drop_path": config.drop_path}
+            yield {"model": name} | cost | shape
+        return
     heads: Sequence[Any] = get_args(SegmentationHead if task == "segmentation" else DetectionHead)
     count: Callable[..., int] = count_segmentor_flops if task == "segmentation" else count_detector_flops
     for name in list_models():
         config = variant(name, num_classes=NUM_CLASSES[task])
         for head in () if config.aux_head else heads:
-            yield name, head, _parameters(name, task=task, head=head), _giga(count(config, head, height, width))
+            parameters = _parameters(name, task=task, head=head)
+            yield {"model": name, "head": head, "parameters": parameters, "flops": count(config, head, *size)}
 
 
-def _parameters(name: str, **options: Any) -> str:
+def _parameters(name: str, **options: Any) -> int:
+    import jax
+    from flax import nnx
+
+    from rmt_jax.models import abstract_model, create_model
+
     model = abstract_model(lambda rngs: create_model(name, rngs=rngs, **options))
-    return f"{sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))):,}"
-
-
-def _giga(flops: int) -> str:
-    return f"{flops / 1e9:.3f} G"
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))

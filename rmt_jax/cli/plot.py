@@ -4,29 +4,44 @@ import argparse
 import pathlib
 
 DESCRIPTION = """\
+Pictures as PNG files.
+
+  rmt plot augment --config configs/rmt_s.py
+"""
+
+AUGMENT_DESCRIPTION = """\
 Draws what a recipe does with a photograph: the evaluation view, training views as they leave the host, what the model
 sees after normalising, erasing and mixing on the device, and every operation of RandAugment at the recipe's magnitude.
 
-  rmt plot augment configs/rmt_s.py
-  rmt plot augment configs/rmt_s.py --config.data.augment.rand_augment.magnitude=5 --image cat.jpg --output weaker.png
+  rmt plot augment --config configs/rmt_s.py
+  rmt plot augment --config configs/rmt_s.py --image cat.jpg --output weaker.png \\
+    --config.data.augment.rand_augment.magnitude=5
 """
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary: str) -> None:
     """Add the subcommand."""
-    parser = commands.add_parser("plot", help="pictures of what a recipe does")
-    plots = parser.add_subparsers(title="what to draw", required=True)
+    parser = commands.add_parser(
+        "plot", help=summary, description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    plots = parser.add_subparsers(title="what to draw", required=True, metavar="WHAT")
     augment = plots.add_parser(
         "augment",
         help="a photograph under a recipe's augmentation",
-        description=DESCRIPTION,
+        description=AUGMENT_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="--config.KEY=VALUE changes a value of the recipe.",
     )
-    augment.add_argument("config", metavar="CONFIG", help="a recipe, such as configs/rmt_s.py")
+    augment.add_argument("--config", required=True, metavar="FILE", help="a recipe, such as configs/rmt_s.py")
     augment.add_argument("--image", type=pathlib.Path, metavar="FILE", help="photograph (default: scikit-learn's)")
-    augment.add_argument("--output", type=pathlib.Path, default=pathlib.Path("augment.png"), metavar="FILE")
-    augment.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+    augment.add_argument(
+        "--output",
+        type=pathlib.Path,
+        default=pathlib.Path("augment.png"),
+        metavar="FILE",
+        help="a .png to write (default: augment.png)",
+    )
+    augment.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
     augment.set_defaults(run=_run_augment, config_words=[])
 
 

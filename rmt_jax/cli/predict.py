@@ -1,133 +1,163 @@
 """`rmt predict`: what weights say of pictures."""
 
 import argparse
-import json
+import csv
+import dataclasses
+import io
 import pathlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-from PIL import Image
+from rmt_jax.cli.output import Console, Destination, add_json, add_quiet, counting, say, write_json
+from rmt_jax.cli.pictures import EXIT_CODES, WEIGHTS_HELP, Pictures, add_pictures, read_given_weights
 
-if TYPE_CHECKING:  # the other commands do not need the training
+if TYPE_CHECKING:  # what is heavy is imported where it is used
+    from rmt_jax.cli.predict_results import Result
     from rmt_jax.training.prediction import Predictor
 
-DESCRIPTION = """\
-Says what is on pictures. Of a classifier the likeliest classes with their probabilities; of a segmentor the classes
-that cover most of a picture, and into --output for each PICTURE:
+DESCRIPTION = f"""\
+Says what is on pictures. Of a classifier the likeliest classes with their probabilities, and with --output DIR:
+
+  PICTURE_classes.png   the picture with these beside it
+
+Of a segmentor the classes that cover most of a picture, and into --output (or here):
 
   PICTURE_labels.png    the class of every pixel, an indexed PNG whose values are the classes
   PICTURE_overlay.png   the same in colours over the picture
 
-Of a detector the objects with their scores, and into --output:
+Of a detector the objects with their scores, and into --output (or here):
 
   PICTURE_objects.json  all of them: class, score, box (x1, y1, x2, y2), mask as COCO's run lengths
   PICTURE_overlay.png   those above --score over the picture
 
-WEIGHTS is whatever rmt_jax.load_pretrained takes: a directory of `rmt convert`, a checkpoint of the authors, the
-workdir of a training run, user/name on the Hugging Face hub.
-
+{WEIGHTS_HELP}
   rmt predict rmt_s/ cat.jpg
+  rmt predict rmt_s/ photos/ 'more/*.png' --json photos.json
+  rmt predict rmt_s/ photos/ --top 1 --csv - | cut -d, -f1,4
   rmt predict workdir/ade20k street.jpg garden.jpg --output predictions
-  rmt predict workdir/coco street.jpg --score 0.5
+  rmt predict workdir/coco street.mp4 --every 10 --score 0.5 --output street
+
+A workdir's segmentor or detector predicts as its run evaluates: --scale, --slide and --flip are for others.
 """
-MOST = 10  # classes that are shown of a segmented picture
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary: str) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "predict",
-        help="what weights say of pictures",
+        help=summary,
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXIT_CODES,
     )
-    parser.add_argument("weights", metavar="WEIGHTS")
-    parser.add_argument("pictures", metavar="PICTURE", nargs="+", type=pathlib.Path)
+    add_pictures(parser)
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes of a classifier (default: 5)")
-    parser.add_argument("--output", type=pathlib.Path, metavar="DIR", help="for what is written (default: here)")
+    parser.add_argument(
+        "--output", type=pathlib.Path, metavar="DIR", help="for the pictures with what is found drawn into them"
+    )
     parser.add_argument(
         "--scale",
         type=int,
         nargs=2,
         metavar=("LONG", "SHORT"),
-        help="sides (default: 2048 512, of a detector 1333 800)",
+        help="sides (default: the run's, or 2048 512, of a detector 1333 800)",
     )
     parser.add_argument(
         "--score", type=float, default=0.3, metavar="S", help="of objects that are shown (default: 0.3)"
     )
-    parser.add_argument("--slide", action="store_true", help="a segmentor's windows of 512x512 in place of the whole")
-    parser.add_argument("--flip", action="store_true", help="a segmentor's mean with the mirrored picture")
+    parser.add_argument(
+        "--slide",
+        action=argparse.BooleanOptionalAction,
+        help="a segmentor's windows of 512x512 in place of the whole, or not (default: as the run)",
+    )
+    parser.add_argument(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        help="a segmentor's mean with the mirrored picture, or not (default: as the run)",
+    )
+    add_json(parser, "all results")
+    parser.add_argument(
+        "--csv", type=Destination, metavar="FILE", help="write all results as a table; - to standard output"
+    )
+    add_quiet(parser)
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    from rmt_jax.convert import read_weights
-    from rmt_jax.data import decode
-    from rmt_jax.tasks import SegmentationConfig
-    from rmt_jax.training.prediction import Predictor
-
     if options.top < 1:
         raise ValueError(f"--top={options.top}: expected 1 or more.")
-    output = options.output or pathlib.Path()
-    for picture in options.pictures:
-        if not picture.is_file():
-            raise FileNotFoundError(f"There is no picture {picture}.")
-    settings = SegmentationConfig(mode="slide" if options.slide else "whole", flip=options.flip)
-    scale = None if options.scale is None else tuple(options.scale)
-    predictor = Predictor(read_weights(options.weights), segmentation=settings, scale=scale)
-    output.mkdir(parents=True, exist_ok=True)
-    for picture in options.pictures:
-        image = decode(picture.read_bytes(), str(picture))
-        print(f"{picture}:")
-        if predictor.segments:
-            _segment(predictor, image, output / picture.stem)
-        elif predictor.detects:
-            _detect(predictor, image, output / picture.stem, options.score)
-        else:
-            _classify(predictor, image, options.top)
-    return 0
+    if options.output is not None and options.output.exists() and not options.output.is_dir():
+        raise ValueError(f"--output={options.output}: this is a file, and a directory is needed.")
+    pictures = Pictures(options)
+    predictor = _predictor(options)
+
+    from rmt_jax.cli.predict_results import predict
+
+    table = Console().is_terminal and not (predictor.segments or predictor.detects)
+    results: list[Result] = []
+    with counting("predicting", pictures.total, quiet=options.quiet) as advance:
+        for result in predict(predictor, pictures.read(advance), options, size=min(options.batch_size, pictures.total)):
+            results.append(result)
+            if not table:
+                say(f"{result.name}:")
+                for line in result.lines:
+                    say(f"  {line}")
+    if table:
+        _print_table(results)
+    _write(options, predictor, results, pictures)
+    return pictures.finish(len(results))
 
 
-def _classify(predictor: "Predictor", image: Image.Image, top: int) -> None:
-    probabilities = predictor.probabilities(image)
-    for label in np.argsort(-probabilities, kind="stable")[:top]:
-        print(f"  {100 * probabilities[label]:5.1f} %  {predictor.class_names[label]}")
+def _predictor(options: argparse.Namespace) -> "Predictor":
+    from rmt_jax.training.prediction import Predictor, run_settings
+
+    weights = read_given_weights(options)
+    settings = run_settings(options.source, weights)
+    segmentation = settings.segmentation
+    if options.slide is not None:
+        segmentation = dataclasses.replace(segmentation, mode="slide" if options.slide else "whole")
+    if options.flip is not None:
+        segmentation = dataclasses.replace(segmentation, flip=options.flip)
+    scale = settings.scale if options.scale is None else tuple(options.scale)
+    return Predictor(weights, dtype=options.dtype, settings=settings._replace(segmentation=segmentation, scale=scale))
 
 
-def _segment(predictor: "Predictor", image: Image.Image, stem: pathlib.Path) -> None:
-    from rmt_jax.data.segmentation import palette
-    from rmt_jax.training.metrics import replace_file
-    from rmt_jax.training.segmentation import overlay, png
+def _print_table(results: "Sequence[Result]") -> None:
+    """Of a classifier: a section a picture."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
 
-    classes, colours = predictor.classes(image), palette(len(predictor.class_names))
-    shares = np.bincount(classes.ravel(), minlength=len(colours)) / classes.size
-    for label in np.argsort(-shares, kind="stable")[:MOST]:
-        if shares[label]:
-            print(f"  {100 * shares[label]:5.1f} %  {predictor.class_names[label]}")
-    labels, over = (stem.with_name(f"{stem.name}_{what}.png") for what in ("labels", "overlay"))
-    replace_file(labels, png(classes, colours))
-    replace_file(over, png(overlay(np.asarray(image), classes, colours)))
-    print(f"  {labels}, {over}")
+    table = Table("picture", "class", box=box.SIMPLE_HEAD)
+    table.add_column("probability", justify="right")
+    for result in results:
+        for row, entry in enumerate(result.entries):
+            style = "" if row else "bold"
+            cells = ("" if row else result.name, entry["class"], f"{100 * entry['probability']:.1f} %")
+            table.add_row(*(Text(cell, style) for cell in cells))
+        table.add_section()
+    Console().print(table)
 
 
-def _detect(predictor: "Predictor", image: Image.Image, stem: pathlib.Path, score: float) -> None:
-    from rmt_jax.tasks import encode_mask
-    from rmt_jax.training.metrics import replace_file
-    from rmt_jax.training.object_figures import draw_objects
-    from rmt_jax.training.segmentation import png
+def _write(
+    options: argparse.Namespace, predictor: "Predictor", results: "Sequence[Result]", pictures: Pictures
+) -> None:
+    from rmt_jax.cli.predict_results import COLUMNS
 
-    found, names = predictor.objects(image), predictor.class_names
-    entries = [
-        {"class": names[label], "score": float(value), "box": [round(side, 2) for side in box]}
-        for label, value, box in zip(found.labels, found.scores, found.boxes.tolist(), strict=True)
-    ]
-    for entry, mask in zip(entries, () if found.masks is None else found.masks, strict=False):
-        entry["mask"] = encode_mask(mask)
-    shown = found.above(score)
-    for entry in entries[: len(shown.scores)]:
-        x1, y1, x2, y2 = entry["box"]
-        print(f"  {100 * entry['score']:5.1f} %  {entry['class']}  {x1:.0f},{y1:.0f} .. {x2:.0f},{y2:.0f}")
-    objects, over = stem.with_name(f"{stem.name}_objects.json"), stem.with_name(f"{stem.name}_overlay.png")
-    replace_file(objects, (json.dumps(entries, indent=1) + "\n").encode())
-    replace_file(over, png(draw_objects(np.asarray(image), shown, names)))
-    print(f"  {len(shown.scores)} of {len(entries)} objects: {objects}, {over}")
+    weights = predictor.weights
+    what = "objects" if predictor.detects else "classes"
+    content = {
+        "weights": options.source,
+        "model": weights.name,
+        "task": weights.task,
+        "head": weights.head,
+        "predictions": [{"picture": result.name, what: result.entries} for result in results],
+        "skipped": [{"picture": record.name, "problem": record.problem} for record in pictures.skipped],
+    }
+    write_json(options.json, content)
+    if options.csv is not None:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS[weights.task])
+        writer.writerows((result.name, *row) for result in results for row in result.rows)
+        options.csv.write(text.getvalue())

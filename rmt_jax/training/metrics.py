@@ -1,13 +1,14 @@
 """The numbers of a run on disk: metrics.jsonl, one JSON object a line, and the same as TensorBoard events."""
 
+import contextlib
 import json
 import logging
 import math
 import os
 import pathlib
 import time
-from collections.abc import Mapping
-from typing import Any, SupportsFloat
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO, SupportsFloat
 
 from tensorboardX import SummaryWriter
 
@@ -89,12 +90,23 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
 
 def replace_file(path: pathlib.Path, content: bytes) -> None:
     """Writes a file so that a reader, or a crash, sees either the old content or the new, never a part of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with replacement(path) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def replacement(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """`replace_file` for what is written piece by piece: to the file that is given, which gets its name at the end."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _read_lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:

@@ -1,7 +1,10 @@
 """What weights say of a picture: classes with probabilities, a class for every pixel, or objects."""
 
 import dataclasses
-from typing import Any
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,17 +12,67 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from rmt_jax.convert import IMAGENET, Weights
+from rmt_jax.convert import IMAGENET, Preprocessing, Weights
 from rmt_jax.data import DataConfig, DetectionDataConfig, SegmentationDataConfig, eval_transform
 from rmt_jax.data.detection.transforms import padded_size, place_image, scale_factor
 from rmt_jax.data.resize import rescaled_size, resize_image
 from rmt_jax.models import Backbone, Detector, Segmentor
 from rmt_jax.tasks import Detection, DetectionConfig, Segmentation, SegmentationConfig, normalize
+from rmt_jax.training.config import parse
 from rmt_jax.training.detection import found_in
 from rmt_jax.training.object_figures import Found
 
 # What pictures are brought to where nothing else is said.
 SCALE, DETECTION_SCALE = SegmentationDataConfig().scale, DetectionDataConfig().eval_scale
+
+
+class Settings(NamedTuple):
+    """How a segmentor or a detector predicts.
+
+    Attributes:
+        segmentation: of a segmentor; its head is the weights' own.
+        detection: of a detector; its head is the weights' own.
+        scale: longest and shortest side that a picture is brought to; None for those of ADE20K or COCO.
+    """
+
+    segmentation: SegmentationConfig = SegmentationConfig()
+    detection: DetectionConfig = DetectionConfig()
+    scale: tuple[int, int] | None = None
+
+
+def run_settings(source: str | pathlib.Path, weights: Weights) -> Settings:
+    """How the run predicts whose workdir weights were read from; the defaults where they are from elsewhere.
+
+    Raises:
+        ValueError: config.json has values that this version does not know.
+    """
+    if weights.provenance.get("layout") != "workdir":
+        return Settings()
+    path = pathlib.Path(source).expanduser() / "config.json"
+    run = json.loads(path.read_text(encoding="utf-8"))
+    data = {part: values for part in ("segmentation", "detection") if (values := run["data"].get(part)) is not None}
+    parts = {part: values for part in ("segmentation", "detection") if (values := run.get(part)) is not None}
+    try:
+        config = parse({**parts, "data": data})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    scale = config.data.detection.eval_scale if weights.task == "detection" else config.data.segmentation.scale
+    return Settings(config.segmentation, config.detection, scale)
+
+
+def prepare(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
+    """A picture as a classifier gets it, uint8 [image_size image_size 3]: resized, its centre cropped."""
+    return eval_transform(image, DataConfig("picture", **dataclasses.asdict(preprocessing)))
+
+
+def normalized_batch(pictures: Sequence[np.ndarray], size: int, preprocessing: Preprocessing) -> jax.Array:
+    """What `prepare` made of pictures, as floats [size height width 3], the last ones grey where there are fewer.
+
+    One size for all batches, so that one program does for all.
+    """
+    batch = np.zeros((size, *pictures[0].shape), np.uint8)
+    batch[: len(pictures)] = pictures
+    return normalize(jnp.asarray(batch), preprocessing.mean, preprocessing.std)
 
 
 class Predictor:
@@ -28,9 +81,7 @@ class Predictor:
     Args:
         weights: of a classifier, a segmentor or a detector.
         dtype: type to compute in.
-        segmentation: how a segmentor predicts; its head is the weights' own.
-        scale: longest and shortest side that a picture is brought to for a segmentor or detector; None for those of
-            ADE20K or COCO.
+        settings: how a segmentor or a detector predicts, see `run_settings`.
 
     Raises:
         ValueError: a backbone, which has no head.
@@ -41,24 +92,22 @@ class Predictor:
         weights: Weights,
         *,
         dtype: str = "float32",
-        segmentation: SegmentationConfig | None = None,
-        scale: tuple[int, int] | None = None,
+        settings: Settings = Settings(),  # noqa: B008, it cannot change
     ) -> None:
         model = weights.to_model(dtype)
         if isinstance(model, Backbone):
             raise ValueError(f"These weights ({weights.describe()}) are of a backbone alone, which predicts nothing.")
         self.weights = weights
-        self._scale = scale or (DETECTION_SCALE if isinstance(model, Detector) else SCALE)
+        self._scale = settings.scale or (DETECTION_SCALE if isinstance(model, Detector) else SCALE)
         self._preprocessing = weights.preprocessing or IMAGENET
         graph, state = nnx.split(model)
         self._state = nnx.to_pure_dict(state)
         self._task: Segmentation | Detection | None = None
         common: tuple[Any, Any, Any, Any] = weights.config, dtype, self._preprocessing.mean, self._preprocessing.std
         if isinstance(model, Segmentor):
-            settings = dataclasses.replace(segmentation or SegmentationConfig(), head=model.head_name)
-            self._task = Segmentation(*common, settings)
+            self._task = Segmentation(*common, dataclasses.replace(settings.segmentation, head=model.head_name))
         elif isinstance(model, Detector):
-            self._task = Detection(*common, DetectionConfig(head=model.HEAD))
+            self._task = Detection(*common, dataclasses.replace(settings.detection, head=model.HEAD))
         task = self._task
 
         @jax.jit
@@ -87,10 +136,23 @@ class Predictor:
 
     def probabilities(self, image: Image.Image) -> np.ndarray:
         """Of each class, float32 [classes]: a classifier's."""
-        config = DataConfig("picture", **dataclasses.asdict(self._preprocessing))
-        picture = jnp.asarray(eval_transform(image, config))[None]
-        batch = {"image": normalize(picture, config.mean, config.std)}
-        return np.asarray(self._run(self._state, batch)["probabilities"][0])
+        return self.batch_probabilities([self.prepare(image)], 1)[0]
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """A picture for `batch_probabilities`, uint8 [image_size image_size 3]."""
+        return prepare(image, self._preprocessing)
+
+    def batch_probabilities(self, pictures: Sequence[np.ndarray], size: int) -> np.ndarray:
+        """Of each class, float32 [pictures classes]: a classifier's.
+
+        Args:
+            pictures: what `prepare` made, one or more.
+            size: of the batch, as many or more; each size is compiled once.
+        """
+        if self._task is not None:
+            raise ValueError(f"These weights ({self.weights.describe()}) are not of a classifier.")
+        batch = {"image": normalized_batch(pictures, size, self._preprocessing)}
+        return np.asarray(self._run(self._state, batch)["probabilities"][: len(pictures)])
 
     def classes(self, image: Image.Image) -> np.ndarray:
         """The likeliest class of each pixel, uint8 [height width]: a segmentor's."""

@@ -193,18 +193,20 @@ def test_files_of_other_tars_are_not_used(tars, tmp_path, monkeypatch):
 def test_the_command(tars, tmp_path, capsys):
     words = ["data", "imagenet", "--tars", str(tars), "--data-dir", str(tmp_path / "tfds")]
     assert main([*words, "--only", "validation"]) == 0
-    out = capsys.readouterr().out
+    stdout, out = capsys.readouterr()
+    assert stdout == ""  # which is for results, and this one is a folder
     assert "24 pictures of 8 classes. This is not the whole of ImageNet's 50,000 pictures" in out
     assert "GB are free" in out
-    assert "24 of 24 pictures written" in out
     assert out.endswith("imagenet2012/5.1.0 (validation: 24 pictures)\n")
     assert main([*words, "--only", "validation"]) == 0
-    assert capsys.readouterr().out.startswith("already prepared: ")
+    assert capsys.readouterr().err.startswith("already prepared: ")
+    assert main([*words, "--only", "validation", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
     assert main(words) == 2
     assert "is prepared without the split train" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "tfds/imagenet2012/5.1.0")
     assert main(words) == 0
-    assert "1 CMYK pictures became RGB: n02124075/n02124075_0.JPEG\n" in capsys.readouterr().out
+    assert "1 CMYK pictures became RGB: n02124075/n02124075_0.JPEG\n" in capsys.readouterr().err
 
 
 def test_missing_and_damaged_tars(tars, tmp_path):

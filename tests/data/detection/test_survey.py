@@ -13,7 +13,7 @@ COUNT = 12
 
 
 def check(root: pathlib.Path, *more: str) -> int:
-    return main(["data", "check", "--name", "coco_json", "--dir", str(root), "--split", "train", *more])
+    return main(["data", "check", "--data-name", "coco_json", "--data-dir", str(root), "--split", "train", *more])
 
 
 def test_objects_are_counted(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from tests.data.segmentation import standin
 
 
 def check(root: pathlib.Path, *more: str) -> int:
-    return main(["data", "check", "--name", "label_folder", "--dir", str(root), "--split", "train", *more])
+    return main(["data", "check", "--data-name", "label_folder", "--data-dir", str(root), "--split", "train", *more])
 
 
 def test_classes_are_counted(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
