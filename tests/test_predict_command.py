@@ -1,8 +1,12 @@
 """`rmt predict`: what it says and writes of a classifier, a segmentor and a detector."""
 
+import csv
+import io
 import json
 import pathlib
+import shutil
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,13 +15,14 @@ from flax import nnx
 from PIL import Image
 
 from rmt_jax.cli import main
-from rmt_jax.convert import Preprocessing, Weights, write_weights
+from rmt_jax.convert import Preprocessing, Weights, read_weights, write_weights
 from rmt_jax.data.resize import resize_image
 from rmt_jax.data.segmentation import palette
 from rmt_jax.models import AnyModel, abstract_model, build_model, variant
 from rmt_jax.models.arrays import flat_paths, model_arrays
 from rmt_jax.ops import resize_bilinear
-from rmt_jax.tasks import normalize
+from rmt_jax.tasks import DetectionConfig, SegmentationConfig, normalize
+from rmt_jax.training.prediction import Predictor, Settings, run_settings
 from tests.models.small import SIZES
 
 NAMES = ("cat", "dog", "tree", "sky", "water")
@@ -51,11 +56,33 @@ def picture(tmp_path: pathlib.Path) -> pathlib.Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Weights of a classifier, as a model directory. Not to be changed."""
+    path = tmp_path_factory.mktemp("weights") / "classifier"
+    write(path, "classification")
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: pathlib.Path, picture: pathlib.Path) -> pathlib.Path:
+    """Five pictures in two folders, one that is damaged, and what is none."""
+    top = tmp_path / "photos"
+    (top / "more").mkdir(parents=True)
+    rng = np.random.default_rng(2)
+    for name in ("b.jpg", "a.png", "more/b.webp", "more/c.PNG"):
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(top / name)
+    shutil.copy(picture, top / "photo.png")
+    (top / "damaged.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    (top / "notes.txt").write_text("no picture")
+    (top / ".hidden.png").write_bytes(b"")
+    return top
+
+
 def test_a_classifier_says_the_likeliest(
-    tmp_path: pathlib.Path, picture: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    classifier: pathlib.Path, picture: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(tmp_path / "weights", "classification")
-    assert main(["predict", str(tmp_path / "weights"), str(picture), "--top", "5"]) == 0
+    assert main(["predict", str(classifier), str(picture), "--top", "5"]) == 0
     first, *lines = capsys.readouterr().out.splitlines()
     assert first == f"{picture}:"
     shares = [float(line.split("%")[0]) for line in lines]
@@ -64,12 +91,64 @@ def test_a_classifier_says_the_likeliest(
     assert {line.split("%")[1].strip() for line in lines} == set(NAMES)
 
 
+def test_folders_in_batches_to_json_and_csv(
+    classifier: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["predict", str(classifier), str(folder), "--top", "2", "--batch-size", "2"]
+    assert main([*words, "--json", str(tmp_path / "found.json"), "--csv", "-", "--output", str(tmp_path / "out")]) == 1
+    table, messages = capsys.readouterr()
+    assert "cannot decode the picture" in messages
+    assert "1 of 6 pictures could not be read." in messages
+    names = [str(folder / name) for name in ("a.png", "b.jpg", "more/b.webp", "more/c.PNG", "photo.png")]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert (found["model"], found["task"]) == ("rmt_nano", "classification")
+    assert [entry["picture"] for entry in found["predictions"]] == names
+    assert [entry["picture"] for entry in found["skipped"]] == [str(folder / "damaged.jpg")]
+    predictor = Predictor(read_weights(classifier))
+    rows = list(csv.DictReader(io.StringIO(table)))
+    for name, entry in zip(names, found["predictions"], strict=True):
+        expected = predictor.probabilities(Image.open(name).convert("RGB"))
+        order = np.argsort(-expected)[:2]
+        assert [(best["label"], best["class"]) for best in entry["classes"]] == [
+            (label, NAMES[label]) for label in order
+        ]
+        np.testing.assert_allclose([best["probability"] for best in entry["classes"]], expected[order], rtol=1e-4)
+        same = [row for row in rows if row["picture"] == name]
+        assert [row["class"] for row in same] == [best["class"] for best in entry["classes"]]
+        assert [float(row["probability"]) for row in same] == [best["probability"] for best in entry["classes"]]
+    drawn = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png"))
+    assert drawn == [f"{name}_classes.png" for name in ("a", "b", "more/b", "more/c", "photo")]
+    with Image.open(tmp_path / "out" / "photo_classes.png") as image:
+        assert image.size[0] > image.size[1] > 300
+
+
+def test_a_terminal_gets_a_table_and_a_bar_and_a_glob_and_a_video_are_read(
+    classifier: pathlib.Path, folder: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video = cv2.VideoWriter(str(folder / "clip.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    for shade in range(7):
+        video.write(np.full((48, 64, 3), 30 * shade, np.uint8))
+    video.release()
+    monkeypatch.setenv("FORCE_COLOR", "1")  # how rich is told that this is a terminal
+    monkeypatch.setenv("COLUMNS", "200")
+    words = ["predict", str(classifier), str(folder / "*.png"), str(folder / "clip.avi"), "--every", "3", "--top", "1"]
+    assert main(words) == 0
+    table, bar = capsys.readouterr()
+    assert "probability" in table
+    for name in ("a.png", "photo.png", "clip.avi@00000", "clip.avi@00003", "clip.avi@00006"):
+        assert str(folder / name) in table
+    assert ".hidden" not in table
+    assert "5/5" in bar
+    assert main([*words[:3], "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_a_segmentor_writes_labels_and_an_overlay(
     tmp_path: pathlib.Path, picture: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = write(tmp_path / "weights", "segmentation")
     words = ["predict", str(tmp_path / "weights"), str(picture), "--output", str(tmp_path / "out")]
-    assert main([*words, "--scale", "96", "48"]) == 0
+    assert main([*words, "--scale", "96", "48", "--json", str(tmp_path / "found.json")]) == 0
     said = capsys.readouterr().out
     with Image.open(tmp_path / "out" / "photo_labels.png") as image:
         assert image.mode == "P"
@@ -86,6 +165,12 @@ def test_a_segmentor_writes_labels_and_an_overlay(
     np.testing.assert_array_equal(labels[clear], np.asarray(expected.argmax(axis=-1))[clear])
     overlay = np.asarray(Image.open(tmp_path / "out" / "photo_overlay.png")).astype(int)
     np.testing.assert_allclose(overlay, (colours.astype(int) + palette(len(NAMES))[labels]) / 2, atol=0.51)
+    (entry,) = json.loads((tmp_path / "found.json").read_text())["predictions"]
+    assert entry["picture"] == str(picture)
+    shares = np.bincount(labels.ravel(), minlength=len(NAMES)) / labels.size
+    assert {found["class"]: found["share"] for found in entry["classes"]} == {
+        name: share for name, share in zip(NAMES, shares, strict=True) if share
+    }
     share = 100 * (labels == np.bincount(labels.ravel()).argmax()).mean()
     assert f"{share:5.1f} %  {NAMES[np.bincount(labels.ravel()).argmax()]}" in said
 
@@ -95,8 +180,48 @@ def test_what_cannot_be_predicted(
 ) -> None:
     assert main(["predict", str(tmp_path / "weights"), str(tmp_path / "none.jpg")]) == 2
     assert "There is no picture" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main(["predict", str(tmp_path / "weights"), str(tmp_path / "empty")]) == 2
+    assert "There is no picture in the folder" in capsys.readouterr().err
+    for words in (["--batch-size", "0"], ["--every=0"], ["--output", str(picture)]):
+        assert main(["predict", str(tmp_path / "weights"), str(picture), *words]) == 2
+        assert words[0].partition("=")[0] in capsys.readouterr().err
     assert main(["predict", str(tmp_path / "weights"), str(picture), "--top", "0"]) == 2
     assert "--top=0: expected 1 or more" in capsys.readouterr().err
+
+
+def test_nothing_that_can_be_read(
+    classifier: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "damaged.png").write_bytes(b"\x89PNG")
+    (tmp_path / "damaged.mp4").write_bytes(b"no video")
+    assert main(["predict", str(classifier), str(tmp_path), "--json", str(tmp_path / "found.json")]) == 2
+    assert "error: None of the 2 pictures can be read." in capsys.readouterr().err
+    assert not (tmp_path / "found.json").exists()
+
+
+def test_a_workdir_predicts_as_its_run_evaluates(tmp_path: pathlib.Path) -> None:
+    write(tmp_path / "weights", "detection")
+    weights = read_weights(tmp_path / "weights")
+    assert run_settings(tmp_path / "weights", weights) == Settings()
+    run = {"detection": {"head": "mask_rcnn", "proposals": 7, "sampling_ratio": 2}, "name": "of another version"}
+    run["data"] = {"detection": {"eval_scale": [160, 96]}, "segmentation": {"scale": [90, 60]}}
+    run["segmentation"] = {"mode": "slide", "window": [64, 64], "stride": [32, 32]}
+    (tmp_path / "config.json").write_text(json.dumps(run))
+    of_run = Weights(**{**vars(weights), "provenance": {"layout": "workdir"}})
+    detection = DetectionConfig(proposals=7, sampling_ratio=2)
+    segmentation = SegmentationConfig(mode="slide", window=(64, 64), stride=(32, 32))
+    settings = run_settings(tmp_path, of_run)
+    assert settings == Settings(segmentation, detection, (160, 96))
+    predictor = Predictor(of_run, settings=settings)
+    assert predictor._task is not None
+    assert predictor._task.config == detection
+    assert predictor._scale == (160, 96)
+    of_segmentor = Weights(**{**vars(of_run), "task": "segmentation"})
+    assert run_settings(tmp_path, of_segmentor).scale == (90, 60)
+    (tmp_path / "config.json").write_text(json.dumps(run | {"detection": {"proposal": 7}}))
+    with pytest.raises(ValueError, match=r"config\.json: .*Did you mean detection\.proposals"):
+        run_settings(tmp_path, of_run)
 
 
 @pytest.mark.slow
@@ -105,7 +230,7 @@ def test_a_detector_writes_objects_and_an_overlay(
 ) -> None:
     write(tmp_path / "weights", "detection")
     words = ["predict", str(tmp_path / "weights"), str(picture), "--output", str(tmp_path / "out")]
-    assert main([*words, "--scale", "96", "64", "--score", "0.5"]) == 0
+    assert main([*words, "--scale", "96", "64", "--score", "0.5", "--csv", str(tmp_path / "found.csv")]) == 0
     entries = json.loads((tmp_path / "out" / "photo_objects.json").read_text())
     assert entries
     assert [entry["score"] for entry in entries] == sorted((entry["score"] for entry in entries), reverse=True)
@@ -116,6 +241,9 @@ def test_a_detector_writes_objects_and_an_overlay(
         assert 0 <= y1 <= y2 <= 61.01
         assert entry["mask"]["size"] == [61, 83]
     shown = sum(entry["score"] > 0.5 for entry in entries)
+    rows = list(csv.DictReader((tmp_path / "found.csv").open()))
+    assert [float(row["score"]) for row in rows] == [entry["score"] for entry in entries[:shown]]
+    assert [float(row["x2"]) for row in rows] == [entry["box"][2] for entry in entries[:shown]]
     assert f"{shown} of {len(entries)} objects" in capsys.readouterr().out
     with Image.open(tmp_path / "out" / "photo_overlay.png") as image:
         assert image.size == (4 * 83, 4 * 61)  # enlarged, for the text

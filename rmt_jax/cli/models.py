@@ -41,17 +41,16 @@ def _run(options: argparse.Namespace) -> int:
     size = SIZES[options.task] if options.image_size is None else (options.image_size,) * 2
     if min(size) < 32:
         raise ValueError(f"--image-size {options.image_size}: the models take 32 pixels or more.")
-    models = list(describe_models(size, options.task))
-    print_models(models, size)
-    write_json(options.json, models)
+    write_json(options.json, print_models(size, options.task))
     return 0
 
 
-def print_models(models: Sequence[dict[str, Any]], size: tuple[int, int]) -> None:
-    """Print a table of what `describe_models` says, of pictures of (height, width)."""
+def print_models(size: tuple[int, int], task: str = "classification") -> list[dict[str, Any]]:
+    """Print a table of what `describe_models` says, which is returned."""
     from rich import box
     from rich.table import Column, Table
 
+    models = list(describe_models(size, task))
     height, width = size
     headings = {"flops": f"FLOPs @{width if height == width else f'{width}x{height}'}", "drop_path": "drop path"}
     header = (headings.get(name, name) for name in models[0])
@@ -59,6 +58,7 @@ def print_models(models: Sequence[dict[str, Any]], size: tuple[int, int]) -> Non
     for model in models:
         table.add_row(*(_words(name, value) for name, value in model.items()))
     Console().print(table)
+    return models
 
 
 def _words(name: str, value: Any) -> str:

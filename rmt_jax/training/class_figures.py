@@ -16,13 +16,13 @@ _NAME = 28  # characters of a class's name
 _BLUE, _LIGHT = "#0072B2", "#BBD7EA"
 
 
-def draw_classes(image: Image.Image, class_names: Sequence[str], probabilities: Sequence[float]) -> bytes:
+def draw_classes(image: Image.Image, class_names: Sequence[str], probabilities: np.ndarray) -> bytes:
     """A PNG: the picture, and bars for the classes from the likeliest down.
 
     Args:
         image: RGB; no more than `SHOWN` is needed.
         class_names: to show, the likeliest first.
-        probabilities: of these, 0 to 1.
+        probabilities: of these, float [classes], 0 to 1.
     """
     width = float(np.clip(_HEIGHT * image.width / image.height, _LEAST, _MOST))
     figure = Figure(figsize=(width + _BARS, _HEIGHT), dpi=_DPI, layout="constrained")
