@@ -213,7 +213,7 @@ def test_a_workdir_predicts_as_its_run_evaluates(tmp_path: pathlib.Path) -> None
     segmentation = SegmentationConfig(mode="slide", window=(64, 64), stride=(32, 32))
     settings = run_settings(tmp_path, of_run)
     assert settings == Settings(segmentation, detection, (160, 96))
-    predictor = Predictor(of_run, settings=settings)
+    predictor = Predictor(of_run, **settings._asdict())
     assert predictor._task is not None
     assert predictor._task.config == detection
     assert predictor._scale == (160, 96)

@@ -19,8 +19,8 @@ def measure_start(config: "Config", title: str) -> dict[str, Any]:
     from rmt_jax.training.speed import dispatch_seconds, model_of, train_candidate
 
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "from rmt_jax import create_model"], check=True)
-    rows = {"import the models, in a process of its own": time.perf_counter() - started}
+    subprocess.run([sys.executable, "-c", "from rmt_jax import create_model, load_pretrained"], check=True)
+    rows = {"import rmt_jax with models and weights, in a process of its own": time.perf_counter() - started}
     started = time.perf_counter()
     model = model_of(config)
     rows["draw the weights"] = time.perf_counter() - started

@@ -81,6 +81,7 @@ def _run(options: argparse.Namespace) -> int:
             for picture in pictures.read(advance):
                 names.append(picture.name)
                 yield picture.image
+                advance(1)
 
         arrays = extractor(images(), batch_size=min(options.batch_size, pictures.total))
     content: dict[str, Any] = {"names": np.array(names), **arrays}

@@ -117,7 +117,7 @@ def _pack(options: argparse.Namespace) -> int:
     from rmt_jax.data.label_maps import LabelMaps
 
     _check_file(options.file, force=options.force)
-    data = _data(options) if options.config or options.data_name else None
+    data = _data(options) if options.config or options.data_name or options.config_words else None
     tree = label_files.find_maps(options.tree)
     if tree.others:
         say(f"{tree.others:,} files in {options.tree} are no {label_files.ENDING} files and are not read.", stderr=True)

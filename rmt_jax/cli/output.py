@@ -71,8 +71,8 @@ def check_output(path: pathlib.Path | None, option: str) -> None:
 
 
 def say(line: str, *, stderr: bool = False) -> None:
-    """Print a line as it is, however long: a result, or to standard error a message."""
-    Console(stderr=stderr).print(line, highlight=False, markup=False, soft_wrap=True)
+    """Print a line: a result, or to standard error a message. Above the bar of `counting`, where there is one."""
+    print(line, file=sys.stderr if stderr else sys.stdout)
 
 
 @contextlib.contextmanager

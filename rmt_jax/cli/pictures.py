@@ -67,6 +67,8 @@ class Pictures:
     def read(self, advance: Callable[[int], None]) -> "Iterator[Picture]":
         """Those that can be read; of others standard error is told, and they are kept in `skipped`.
 
+        `advance` is called for the others alone: those that are read are not done yet.
+
         Raises:
             ValueError: at the end, if none could be read.
         """
@@ -77,10 +79,10 @@ class Pictures:
             if isinstance(picture, Unreadable):
                 say(f"skipped: {picture.problem}", stderr=True)
                 self.skipped.append(picture)
+                advance(1)
             else:
                 readable += 1
                 yield picture
-            advance(1)
         if not readable:
             raise ValueError(f"None of the {len(self.skipped):,} pictures can be read.")
 

@@ -98,6 +98,7 @@ def _run(options: argparse.Namespace) -> int:
     with counting("predicting", pictures.total, quiet=options.quiet) as advance:
         for result in predict(predictor, pictures.read(advance), options, size=min(options.batch_size, pictures.total)):
             results.append(result)
+            advance(1)
             if not table:
                 say(f"{result.name}:")
                 for line in result.lines:
@@ -119,7 +120,7 @@ def _predictor(options: argparse.Namespace) -> "Predictor":
     if options.flip is not None:
         segmentation = dataclasses.replace(segmentation, flip=options.flip)
     scale = settings.scale if options.scale is None else tuple(options.scale)
-    return Predictor(weights, dtype=options.dtype, settings=settings._replace(segmentation=segmentation, scale=scale))
+    return Predictor(weights, dtype=options.dtype, segmentation=segmentation, detection=settings.detection, scale=scale)
 
 
 def _print_table(results: "Sequence[Result]") -> None:

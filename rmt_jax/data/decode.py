@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 # What data sets are made of. Pillow knows more, and for some (EPS) it would start other programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -61,8 +61,9 @@ def _decode_any(data: bytes, record_id: str) -> Image.Image:
         image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
         image.load()
     except DAMAGE as error:
+        reason = f"it is none of {', '.join(_FORMATS)}" if isinstance(error, UnidentifiedImageError) else error
         raise CorruptImageError(
-            f"cannot decode the picture of record {record_id!r} ({len(data)} bytes): {error}"
+            f"cannot decode the picture of record {record_id!r} ({len(data)} bytes): {reason}"
         ) from error
     if image.mode == "RGB":
         return image

@@ -27,13 +27,7 @@ SCALE, DETECTION_SCALE = SegmentationDataConfig().scale, DetectionDataConfig().e
 
 
 class Settings(NamedTuple):
-    """How a segmentor or a detector predicts.
-
-    Attributes:
-        segmentation: of a segmentor; its head is the weights' own.
-        detection: of a detector; its head is the weights' own.
-        scale: longest and shortest side that a picture is brought to; None for those of ADE20K or COCO.
-    """
+    """How a segmentor or a detector predicts, as `Predictor` takes it."""
 
     segmentation: SegmentationConfig = SegmentationConfig()
     detection: DetectionConfig = DetectionConfig()
@@ -66,7 +60,7 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
 
 
 def normalized_batch(pictures: Sequence[np.ndarray], size: int, preprocessing: Preprocessing) -> jax.Array:
-    """What `prepare` made of pictures, as floats [size height width 3], the last ones grey where there are fewer.
+    """What `prepare` made of pictures, as floats [size height width 3], the last ones black where there are fewer.
 
     One size for all batches, so that one program does for all.
     """
@@ -81,7 +75,10 @@ class Predictor:
     Args:
         weights: of a classifier, a segmentor or a detector.
         dtype: type to compute in.
-        settings: how a segmentor or a detector predicts, see `run_settings`.
+        segmentation: how a segmentor predicts; its head is the weights' own.
+        detection: how a detector predicts; its head is the weights' own.
+        scale: longest and shortest side that a picture is brought to for a segmentor or detector; None for those of
+            ADE20K or COCO.
 
     Raises:
         ValueError: a backbone, which has no head.
@@ -92,22 +89,25 @@ class Predictor:
         weights: Weights,
         *,
         dtype: str = "float32",
-        settings: Settings = Settings(),  # noqa: B008, it cannot change
+        segmentation: SegmentationConfig | None = None,
+        detection: DetectionConfig | None = None,
+        scale: tuple[int, int] | None = None,
     ) -> None:
         model = weights.to_model(dtype)
         if isinstance(model, Backbone):
             raise ValueError(f"These weights ({weights.describe()}) are of a backbone alone, which predicts nothing.")
         self.weights = weights
-        self._scale = settings.scale or (DETECTION_SCALE if isinstance(model, Detector) else SCALE)
+        self._scale = scale or (DETECTION_SCALE if isinstance(model, Detector) else SCALE)
         self._preprocessing = weights.preprocessing or IMAGENET
         graph, state = nnx.split(model)
         self._state = nnx.to_pure_dict(state)
         self._task: Segmentation | Detection | None = None
         common: tuple[Any, Any, Any, Any] = weights.config, dtype, self._preprocessing.mean, self._preprocessing.std
         if isinstance(model, Segmentor):
-            self._task = Segmentation(*common, dataclasses.replace(settings.segmentation, head=model.head_name))
+            how = dataclasses.replace(segmentation or SegmentationConfig(), head=model.head_name)
+            self._task = Segmentation(*common, how)
         elif isinstance(model, Detector):
-            self._task = Detection(*common, dataclasses.replace(settings.detection, head=model.HEAD))
+            self._task = Detection(*common, dataclasses.replace(detection or DetectionConfig(), head=model.HEAD))
         task = self._task
 
         @jax.jit
