@@ -26,7 +26,7 @@ COMMANDS = {
     "pictures": {
         "predict": "what weights say of pictures: classes, a class for every pixel, or objects",
         "features": "what weights make of pictures, as arrays in a file",
-        "plot": "pictures of what a recipe does",
+        "plot": "figures of runs, models, recipes and measurements",
     },
     "training (itself: python main.py --help)": {
         "data": "prepare and check data sets",

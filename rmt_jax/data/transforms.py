@@ -52,15 +52,18 @@ def resize_center_crop(image: Image.Image, size: int, crop_ratio: float, interpo
     224 at crop ratio 0.875 resizes to 256, at 0.96 to 233; 1.0 resizes to the crop itself. Source: timm's
     `transforms_imagenet_eval` with crop mode "center", that is torchvision's `Resize` and `CenterCrop`.
     """
+    resized, (left, top) = center_crop_box(*image.size, size, crop_ratio)
+    return image.resize(resized, _resampling(interpolation)).crop((left, top, left + size, top + size))
+
+
+def center_crop_box(width: int, height: int, size: int, crop_ratio: float) -> tuple[tuple[int, int], tuple[int, int]]:
+    """What `resize_center_crop` does with a picture: (width, height) it is resized to, (left, top) of the crop."""
     short = math.floor(size / crop_ratio)
-    width, height = image.size
     if width <= height:
         width, height = short, int(short * height / width)
     else:
         width, height = int(short * width / height), short
-    image = image.resize((width, height), _resampling(interpolation))
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
+    return (width, height), (round((width - size) / 2), round((height - size) / 2))
 
 
 def horizontal_flip(image: Image.Image, rng: np.random.Generator, probability: float = 0.5) -> Image.Image:

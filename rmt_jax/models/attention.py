@@ -1,5 +1,6 @@
 """What a model looks at: attention and decay as maps, for pictures and notebooks."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -12,19 +13,27 @@ from rmt_jax.ops import log_decay_rates
 
 
 def attention_map(
-    model: AnyModel, images: Images, *, stage: int, block: int, position: tuple[int, int]
+    model: AnyModel, images: Images, *, stage: int, block: int, position: tuple[int | Array, int | Array]
 ) -> Float[Array, "batch heads height width"]:
-    """What one position of a block attends to.
+    """What one position of a block attends to: the model's own forward pass up to there, none of what follows.
+
+    Compiled, one program serves every position of pictures of one shape:
+
+        attend = jax.jit(lambda model, images, position: attention_map(
+            model, images, stage=3, block=-1, position=position))
+        weights = attend(model, images, (y // 16, x // 16))
 
     Args:
-        model: in evaluation mode.
-        images: [batch height width 3] normalised floats.
+        model: in evaluation mode: a classifier, a backbone, or a segmentor or detector, whose backbone is looked at.
+        images: [batch height width 3] normalised floats, of any size that the model takes.
         stage: 1 to 4.
         block: of that stage, from 0; -1 is the last.
-        position: (row, column) in the stage's map, whose stride is 4, 8, 16 or 32 pixels.
+        position: (row, column) in the stage's map, whose stride is 4, 8, 16 or 32 pixels: that of pixel (x, y) is
+            (y // stride, x // stride). Where it is traced, it is not checked.
 
     Returns:
-        Each head's weights, which sum to 1. Of decomposed retention the product of both steps.
+        Each head's weights, float32, which sum to 1. Of decomposed retention the product of both steps: the formulas
+        are those of `Retention.attention`.
 
     Raises:
         ValueError: a stage, block or position that is not there, or a model in training mode.
@@ -43,7 +52,8 @@ def attention_map(
         x = before(x)
         if before.downsample is not None:
             x = before.downsample(x)
-    if not all(0 <= index < size for index, size in zip(position, x.shape[1:3], strict=True)):
+    known = [(at, size) for at, size in zip(position, x.shape[1:3], strict=True) if not isinstance(at, jax.core.Tracer)]
+    if not all(0 <= at < size for at, size in known):
         raise ValueError(f"The map of stage {stage} is {x.shape[1]}x{x.shape[2]}, got position {position}.")
     blocks = list(backbone.layers[stage - 1].blocks)
     chosen = blocks[block]

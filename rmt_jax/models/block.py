@@ -77,10 +77,26 @@ class Retention(nnx.Module):
             local = self.lepe(v, valid)
         return self.out_proj(retained + local)
 
-    def attention(self, x: Map, row: int, column: int) -> Float[Array, "batch heads height width"]:
-        """How much of every position's value goes into the output of one position: each head's map sums to 1.
+    def attention(self, x: Map, row: int | Array, column: int | Array) -> Float[Array, "batch heads height width"]:
+        """How much of every position's value goes into the output of one position, before LePE is added.
 
-        Of decomposed retention, the product of its two steps. LePE is not in it.
+        Each head's map A sums to 1, and the output at (row, column) is the sum of A[h, w] v[h, w] over all positions.
+        Full retention: A is that position's row of the softmax,
+
+            A[h, w] = softmax over all (h, w) of (q[row, column] k[h, w] + log(gamma) (|row - h| + |column - w|)).
+
+        Decomposed retention carries values along each row h to `column`, and what arrives there along the column:
+
+            A[h, w] = down[h] across[h, w]
+            down[h] = softmax over h of (q[row, column] k[h, column] + log(gamma) |row - h|)
+            across[h, w] = softmax over w of (q[h, column] k[h, w] + log(gamma) |column - w|)
+
+        so that a row has its share by its key in the position's column, and spreads it by its query there.
+
+        Args:
+            x: the layer's input.
+            row: of the position; may be traced, as the column may.
+            column: of the position.
         """
         q, k = self._queries_and_keys(x)
         heads = len(self.heads.log_rates)
@@ -88,8 +104,9 @@ class Retention(nnx.Module):
         def output(values: Array) -> Array:
             return attend(q, k, values, self.heads)[:, row, column, :: q.shape[-1] // heads].sum()
 
-        # The output is linear in the values, so its gradient is the weights, whatever computes it.
-        weights = jax.grad(output)(jnp.zeros_like(q)).reshape(*q.shape[:3], heads, -1)
+        # The output is linear in the values, so its gradient is the weights, whatever computes it. In float32, where
+        # they sum to 1 whatever queries and keys are computed in.
+        weights = jax.grad(output)(jnp.zeros(q.shape, jnp.float32)).reshape(*q.shape[:3], heads, -1)
         return jnp.moveaxis(weights[..., 0], -1, 1)
 
     def _queries_and_keys(self, x: Map) -> tuple[Map, Map]:

@@ -21,13 +21,12 @@ from rmt_jax.data.transforms import token_label_transform, train_transform
 from rmt_jax.ops import box_share, swap_boxes
 from rmt_jax.tasks import Classification
 from rmt_jax.training.config import Config
-from rmt_jax.training.figures import save_figure
+from rmt_jax.training.figures import ORANGE, save_figure
 
 COLUMNS = 6
 TRAINING_ROWS = 3
 
 _TOKEN_PIXELS = 32  # side of the square of pixels that mix-token exchanges as one token
-_ORANGE = "#D55E00"
 
 # In inches.
 _SIDE, _GAP, _MARGIN, _LINE, _HEADING, _TITLE = 1.7, 0.12, 0.25, 0.19, 0.42, 0.35
@@ -71,13 +70,13 @@ def sample_photographs() -> tuple[Image.Image, Image.Image]:
 def draw_augment_sheet(
     config: Config, photograph: Image.Image, partner: Image.Image, path: pathlib.Path, *, seed: int, title: str
 ) -> None:
-    """Draw the sheet and write it as PNG, whole or not at all.
+    """Draw the sheet and write it, whole or not at all.
 
     Args:
         config: the recipe.
         photograph: the picture to show, RGB of any size.
         partner: what it is mixed with.
-        path: where to write.
+        path: where to write, see `save_figure`.
         seed: of all draws, 0 <= seed < 2**32.
         title: of the sheet.
     """
@@ -247,4 +246,4 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     axes.text(0.5, -0.03, panel.caption, fontsize=8.5, ha="center", va="top", transform=axes.transAxes)
     if panel.box is not None:
         left, top, *sides = panel.box
-        axes.add_patch(Rectangle((left, top), *sides, fill=False, edgecolor=_ORANGE, linewidth=2))
+        axes.add_patch(Rectangle((left, top), *sides, fill=False, edgecolor=ORANGE, linewidth=2))

@@ -16,7 +16,7 @@ from rmt_jax.models.flops import count_flops
 from rmt_jax.tasks import Classification
 from rmt_jax.tasks.accuracy import TopK
 from rmt_jax.training.config import Config
-from rmt_jax.training.confusion import plot_confusion
+from rmt_jax.training.confusion import Confusion, write_confusion
 from rmt_jax.training.figures import plot_predictions
 
 BEST, BEST_NAME = "top1", "top-1"
@@ -24,7 +24,6 @@ SHOWN: tuple[str, ...] = ("top1", "top5", "loss")
 NUM_CLASSES = 1000
 
 LABEL_MAP = (5, 18, 18)  # of a picture with token labels
-MOST_PICTURED_CLASSES = 50  # with more, the cells of confusion.png are too small to be told apart
 PICTURED = 2000  # evaluation pictures among which predictions.png looks for mistakes
 
 
@@ -156,13 +155,9 @@ def lowest_classes(metric: TopK, class_names: Sequence[str], limit: int = 5) -> 
 def write_evaluation(
     workdir: pathlib.Path, metric: TopK, raw: TopK | None, source: str, class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """Where the classes are few, confusion.png; an older confusion.png goes otherwise."""
-    picture = workdir / "confusion.png"
-    if len(class_names) <= MOST_PICTURED_CLASSES:
-        title = f"{source}: top-1 {metric.compute()['top1']:.2f} % of {metric.count:,} pictures"
-        plot_confusion(metric.confusion, class_names, title, picture)
-    else:
-        picture.unlink(missing_ok=True)
+    """confusion.npz and confusion.png."""
+    title = f"{source}: top-1 {metric.compute()['top1']:.2f} % of {metric.count:,} pictures"
+    write_confusion(workdir, Confusion(metric.confusion, tuple(class_names), "pictures", title))
     return {
         "pictures": metric.count,
         **_figures(metric),

@@ -1,4 +1,4 @@
-"""The pictures of a run: curves.png and predictions.png.
+"""Pictures with what is predicted of them: predictions.png. And what all figures share: colours, names, files.
 
 Drawn on `matplotlib.figure.Figure` objects, without pyplot: no display is needed and no global state is touched.
 """
@@ -6,54 +6,26 @@ Drawn on `matplotlib.figure.Figure` objects, without pyplot: no display is neede
 import io
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
 from rmt_jax.training.metrics import replace_file
 
-# Okabe and Ito's palette, which the colour-blind can tell apart. Red is for mistakes, which have a mark as well.
-_BLUE, _ORANGE, _GREEN, _GREY, _RED = "#0072B2", "#D55E00", "#009E73", "#555555", "#C00000"
+# Okabe and Ito's palette, which the colour-blind can tell apart, without the yellow that white paper swallows.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+BLUE, ORANGE, GREEN, *_ = PALETTE
+GREY = "#555555"
+_RED = "#C00000"  # of mistakes, which have a mark as well
 
-_METRICS = {"top1": "top-1 accuracy", "mIoU": "mIoU", "box_AP": "box AP"}
+FORMATS = (".png", ".svg", ".pdf")  # of the files that figures are written to
+
 _COLUMNS = 10
-
-
-class _Series(NamedTuple):
-    x: np.ndarray
-    y: np.ndarray
-    omitted: int  # values that were NaN or infinite
-
-
-def plot_curves(metrics: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
-    """Draws loss, validation metric, learning rate and speed over the epochs (over the steps where epochs are missing).
-
-    metrics: lines of metrics.jsonl, in order. Non-finite values are left out and counted. The validation metric is
-    val/top1, else val/mIoU, else val/box_AP, in percent, with its EMA from val_ema/.
-    """
-    axis = "epoch" if metrics and all("epoch" in line for line in metrics) else "step"
-    figure = Figure(figsize=(11, 6.5), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
-    panels = figure.subplots(2, 2, height_ratios=(3, 2), sharex=True)
-    _plot_loss(panels[0, 0], _series(metrics, axis, "train/loss"))
-    _plot_validation(panels[0, 1], metrics, axis)
-    _plot_plain(panels[1, 0], _series(metrics, axis, "train/lr"), "Learning rate", "learning rate", _GREEN)
-    speed = _series(metrics, axis, "train/images_per_second")
-    _plot_plain(panels[1, 1], speed, "Training speed", "images/s", _GREY)
-    for panel in panels.flat:
-        panel.grid(color="#E5E5E5", linewidth=0.8)
-        panel.set_axisbelow(True)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.set_xlim(left=0)
-    for panel in panels[1]:
-        panel.set_xlabel(axis)
-        panel.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
-    save_figure(figure, path)
 
 
 def plot_predictions(
@@ -178,80 +150,13 @@ def short_name(name: str, limit: int = 12) -> str:
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
-def _series(metrics: Sequence[Mapping[str, Any]], axis: str, key: str) -> _Series:
-    found = [(line[axis], line[key]) for line in metrics if key in line]
-    x, y = np.asarray(found, dtype=np.float64).reshape(-1, 2).T
-    finite = np.isfinite(y)
-    return _Series(x[finite], y[finite], int(np.sum(~finite)))
-
-
-def _plot_loss(panel: Axes, loss: _Series) -> None:
-    _label(panel, "Training loss", "loss", loss)
-    if len(loss.y) < 10:
-        panel.plot(loss.x, loss.y, color=_BLUE, marker="o", markersize=4)
-        return
-    panel.plot(loss.x, loss.y, color=_BLUE, alpha=0.25, linewidth=0.8, label="as logged")
-    panel.plot(loss.x, _smooth(loss.y), color=_BLUE, linewidth=1.8, label="smoothed")
-    panel.legend(frameon=False, loc="upper right")
-
-
-def _smooth(values: np.ndarray) -> np.ndarray:
-    """Gaussian mean around each value, which does not lag behind as a running mean would."""
-    reach = max(2, len(values) // 40)
-    kernel = np.exp(-0.5 * np.linspace(-2, 2, 2 * reach + 1) ** 2)
-    # Dividing by the weight inside the curve keeps both ends free of bias towards zero.
-    return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
-
-
-def _plot_validation(panel: Axes, metrics: Sequence[Mapping[str, Any]], axis: str) -> None:
-    name = next((name for name in _METRICS if any(f"val/{name}" in line for line in metrics)), "top1")
-    raw, ema = _series(metrics, axis, f"val/{name}"), _series(metrics, axis, f"val_ema/{name}")
-    _label(panel, f"Validation {_METRICS[name]}", f"{_METRICS[name]} (%)", raw)
-    lines = [(raw, "weights", _BLUE, "o", "-"), (ema, "EMA", _ORANGE, "s", "--")]
-    lines = [line for line in lines if len(line[0].y)]
-    for series, _, colour, marker, style in lines:
-        panel.plot(series.x, series.y, color=colour, marker=marker, markersize=4, linestyle=style)
-    heights = _spread([_height(panel, series.y[-1]) for series, *_ in lines])
-    for (series, label, colour, *_), height in zip(lines, heights, strict=True):
-        text = f"{label}\n{series.y[-1]:.2f} %"
-        panel.text(1.02, height, text, color=colour, va="center", fontsize=9, transform=panel.transAxes)
-
-
-def _height(panel: Axes, value: float) -> float:
-    low, high = panel.get_ylim()
-    return float((value - low) / (high - low))
-
-
-def _spread(heights: list[float], gap: float = 0.14) -> list[float]:
-    """Heights of two labels, moved apart where they would overlap."""
-    if len(heights) < 2 or abs(heights[0] - heights[1]) >= gap:
-        return heights
-    middle, up = sum(heights) / 2, 1 if heights[0] >= heights[1] else -1
-    return [middle + up * gap / 2, middle - up * gap / 2]
-
-
-def _plot_plain(panel: Axes, series: _Series, title: str, unit: str, colour: str) -> None:
-    _label(panel, title, unit, series)
-    panel.plot(
-        series.x, series.y, color=colour, linewidth=1.5, marker="o" if len(series.y) < 10 else None, markersize=4
-    )
-    panel.yaxis.set_major_formatter("{x:.4g}")
-    # From zero, so that a small ripple does not look like a collapse.
-    panel.set_ylim(0, 1.1 * max(series.y, default=1.0) or 1.0)
-
-
-def _label(panel: Axes, title: str, unit: str, series: _Series) -> None:
-    if series.omitted:
-        title += f" ({series.omitted} non-finite left out)"
-    panel.set_title(title, fontsize=11, loc="left")
-    panel.set_ylabel(unit)
-    if not len(series.y):
-        panel.set_yticks([])
-        panel.text(0.5, 0.5, "nothing yet", transform=panel.transAxes, ha="center", va="center", color=_GREY)
-
-
 def save_figure(figure: Figure, path: pathlib.Path) -> None:
-    """Write a PNG, whole or not at all."""
+    """Write a figure, whole or not at all, in the format that the name ends in: one of `FORMATS`.
+
+    The same figure gives the same bytes: without dates, and with names inside of an SVG that are no random ones.
+    """
+    kind = path.suffix.lower().removeprefix(".")
     picture = io.BytesIO()
-    figure.savefig(picture, format="png")
+    with rc_context({"svg.hashsalt": "rmt_jax"}):
+        figure.savefig(picture, format=kind, metadata={"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind))
     replace_file(path, picture.getvalue())

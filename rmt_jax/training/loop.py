@@ -11,10 +11,10 @@ import jax
 from rmt_jax.convert import CLASSES_FILE, class_differences, has_checkpoint, name_some, workdir_classes
 from rmt_jax.training.checkpoint import Checkpoints
 from rmt_jax.training.config import Config
+from rmt_jax.training.curves import plot_curves
 from rmt_jax.training.disk import check_space, checkpoint_size
 from rmt_jax.training.environment import write_environment
 from rmt_jax.training.evaluation import draw_predictions, evaluate_state, put_batch
-from rmt_jax.training.figures import plot_curves
 from rmt_jax.training.interrupt import Stopped, StopRequest
 from rmt_jax.training.lock import WorkdirLock
 from rmt_jax.training.metrics import MetricsWriter, read_metrics, replace_file

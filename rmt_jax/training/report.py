@@ -39,9 +39,11 @@ WORKDIR_FILES = {
     "overlays": "what is predicted, in colours over pictures",
     "evaluation.json": "the last evaluation: accuracy, and that of each class",
     "confusion.png": "which classes are taken for which",
+    "confusion.npz": "the same in numbers, for rmt plot confusion",
 }
 EVALUATION_FILES = {
-    name: WORKDIR_FILES[name] for name in ("evaluation.json", "confusion.png", "predictions.png", "overlays")
+    name: WORKDIR_FILES[name]
+    for name in ("evaluation.json", "confusion.png", "confusion.npz", "predictions.png", "overlays")
 }
 
 _HEADINGS = {

@@ -23,6 +23,7 @@ from rmt_jax.models.flops import count_segmentor_flops
 from rmt_jax.tasks import MeanIoU, Segmentation
 from rmt_jax.training.classification import number
 from rmt_jax.training.config import Config
+from rmt_jax.training.confusion import Confusion, write_confusion
 from rmt_jax.training.figures import plot_label_maps
 from rmt_jax.training.metrics import replace_file
 
@@ -160,8 +161,9 @@ def lowest_classes(metric: MeanIoU, class_names: Sequence[str], limit: int = 5) 
 def write_evaluation(
     workdir: pathlib.Path, metric: MeanIoU, raw: MeanIoU | None, source: str, class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """No pictures: those are drawn where predictions are at hand."""
-    del workdir, source
+    """confusion.npz and confusion.png, of pixels; other pictures are drawn where predictions are at hand."""
+    title = f"{source}: {describe_values(metric.compute())} of {metric.count:,} pictures"
+    write_confusion(workdir, Confusion(metric.confusion, tuple(class_names), "pixels", title))
     columns = zip(class_names, metric.class_iou, metric.class_accuracy, metric.class_pixels, strict=True)
     return {
         "pictures": metric.count,

@@ -1,5 +1,6 @@
 """Attention and decay as maps."""
 
+import functools
 from typing import Any
 
 import jax
@@ -8,9 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rmt_jax.models import attention_map, decay_map
+from rmt_jax.models import Classifier, abstract_model, attention_map, create_model, decay_map
 from rmt_jax.models.block import Retention
-from rmt_jax.ops import log_decay_rates, reference, rotary_phase
+from rmt_jax.ops import log_decay_rates, masa, reference, rotary_phase
 from tests.models.small import images, jaxtyping_disabled, small
 
 DIM, HEADS = 8, 2
@@ -112,3 +113,65 @@ def test_decay_falls_with_the_manhattan_distance() -> None:
     assert found[0, 1, 2] == 1
     np.testing.assert_allclose(found[:, 4, 0], gamma**5, rtol=1e-5)
     np.testing.assert_allclose(found[:, 0, 6], gamma**5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("decomposed", [True, False])
+def test_the_weights_times_the_values_are_what_retention_gives(decomposed: bool) -> None:
+    """For every position, against the operation that models use."""
+    layer = Retention(
+        DIM, HEADS, decay_start=2, decay_span=4, decomposed=decomposed, dtype=jnp.float32, rngs=nnx.Rngs(0)
+    )
+    layer.q_proj.kernel[...] *= 40
+    layer.k_proj.kernel[...] *= 40
+    x = jax.random.normal(jax.random.key(1), (2, 3, 4, DIM))
+    values = layer.v_proj(x)
+    expected = masa(*layer._queries_and_keys(x), values, layer.heads)
+    heads = values.reshape(2, 3, 4, HEADS, -1)
+    at = jax.jit(lambda row, column: jnp.einsum("bnhw,bhwnd->bnd", layer.attention(x, row, column), heads))
+    found = jnp.stack([jnp.stack([at(row, column) for column in range(4)], 1) for row in range(3)], 1)
+    largest = float(jnp.abs(expected).max())
+    np.testing.assert_allclose(found.reshape(expected.shape) / largest, expected / largest, rtol=0, atol=1e-6)
+
+
+def test_in_bfloat16_the_weights_still_sum_to_one() -> None:
+    layer = Retention(DIM, HEADS, decay_start=2, decay_span=4, decomposed=True, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    found = layer.attention(jax.random.normal(jax.random.key(1), (1, 9, 9, DIM), jnp.bfloat16), 4, 4)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found.sum(axis=(2, 3)), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "detection"])
+def test_within_a_segmentor_or_detector_it_is_the_layers_own_input(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The maps are those of what each retention layer is given in the backbone's forward pass."""
+    head = {"segmentation": "semantic_fpn", "detection": "retinanet"}[kind]
+    whole = functools.partial(create_model, "rmt_t", 3, task=kind, head=head, pyramid_features=8)
+    model: Any = abstract_model(lambda rngs: whole(rngs=rngs))
+    model.backbone = small("rmt_t", depths=(1, 1, 2, 1)).backbone  # whose weights take no drawing
+    model.eval()
+    given: list[tuple[Retention, jax.Array]] = []
+    original = Retention.__call__
+    monkeypatch.setattr(
+        Retention, "__call__", lambda self, x, valid=None: (given.append((self, x)), original(self, x, valid))[1]
+    )
+    model.backbone(images())
+    monkeypatch.undo()
+    layer, x = given[3]  # the second block of the third stage
+    assert x.shape[1:3] == (4, 4)
+    found = attention_map(model, images(), stage=3, block=1, position=(2, 1))
+    np.testing.assert_array_equal(found, layer.attention(x, 2, 1))
+
+
+def test_compiled_once_for_all_positions() -> None:
+    model = small("rmt_t")
+    model.eval()
+    traced = []
+
+    @jax.jit
+    def attend(model: Classifier, position: tuple[jax.Array, jax.Array]) -> jax.Array:
+        traced.append(position)
+        return attention_map(model, images(), stage=3, block=-1, position=position)
+
+    for position in ((0, 1), (3, 2)):
+        expected = attention_map(model, images(), stage=3, block=-1, position=position)
+        np.testing.assert_allclose(attend(model, position), expected, rtol=1e-5, atol=1e-7)
+    assert len(traced) == 1

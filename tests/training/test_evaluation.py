@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from PIL import Image
 
 from rmt_jax.convert import Preprocessing, Weights, write_weights
 from rmt_jax.models import Classifier
@@ -17,7 +16,6 @@ from rmt_jax.training import classification, eval_setup, run, setup
 from rmt_jax.training.classification import lowest_classes
 from rmt_jax.training.command_line import load_config
 from rmt_jax.training.config import parse
-from rmt_jax.training.confusion import plot_confusion
 
 DIGITS = tuple(str(digit) for digit in range(10))
 PREPROCESSING = Preprocessing(32, 0.5, "bicubic", (0.5,) * 3, (0.5,) * 3)
@@ -53,7 +51,8 @@ def test_evaluation_opens_one_split_and_writes_what_it_found(
     assert "raw" not in said.replace("draws", "")
     assert "Classes with the lowest top-1" in said
     assert "crop ratio 0.5, bicubic" in said  # of the weights, and the evaluation had another
-    assert sorted(path.name for path in workdir.iterdir()) == ["confusion.png", "evaluation.json", "predictions.png"]
+    written = ["confusion.npz", "confusion.png", "evaluation.json", "predictions.png"]
+    assert sorted(path.name for path in workdir.iterdir()) == written
     found = json.loads((workdir / "evaluation.json").read_text())
     assert found["source"] == str(tmp_path / "weights")
     assert (found["step"], found["weights"], found["raw"]) == (None, "ema", None)
@@ -107,17 +106,6 @@ def test_lowest_classes_say_what_they_are_taken_for() -> None:
     }  # b has no picture
     assert list(found) == ["c", "a"]
     assert len(lowest_classes(metric(np.eye(9, dtype=int).tolist()), list("abcdefghi"))) == 5
-
-
-@pytest.mark.parametrize("classes", [1, 20, 50])
-def test_confusion_picture(classes: int, tmp_path: pathlib.Path) -> None:
-    names = [rf"$\{index} a long name of a class" for index in range(classes)]
-    plot_confusion(np.eye(classes, dtype=np.int64) * 12345, names, "$title", tmp_path / "confusion.png")
-    with Image.open(tmp_path / "confusion.png") as picture:
-        assert min(picture.size) > 400
-    assert [path.name for path in tmp_path.iterdir()] == ["confusion.png"]
-    with pytest.raises(ValueError, match=r"expected \[classes classes\] with a name for each class"):
-        plot_confusion(np.eye(classes + 1, dtype=np.int64), names, "", tmp_path / "confusion.png")
 
 
 def test_the_weights_are_where_the_mesh_wants_them(words: list[str], tmp_path: pathlib.Path) -> None:

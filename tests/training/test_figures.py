@@ -1,6 +1,5 @@
 """Files are written, the order is right, odd inputs do not break the end of a run."""
 
-import math
 import subprocess
 import sys
 
@@ -9,64 +8,6 @@ import PIL.Image
 import pytest
 
 from rmt_jax.training import figures
-
-
-def metric_lines(steps: int) -> list[dict[str, float]]:
-    train = [
-        {
-            "step": step,
-            "epoch": step / 10,
-            "train/loss": 2 / step,
-            "train/lr": 1e-3,
-            "train/images_per_second": 500.0,
-        }
-        for step in range(1, steps + 1)
-    ]
-    return [*train, {"step": steps, "epoch": steps / 10, "val/top1": 90.0, "val_ema/top1": 90.1}]
-
-
-@pytest.mark.parametrize(
-    "metrics",
-    [
-        metric_lines(200),
-        metric_lines(1),
-        metric_lines(200)[:-1],  # not evaluated yet
-        [line | {"train/loss": math.nan, "val/top1": math.inf} for line in metric_lines(20)],
-        [{"step": step, "train/loss": 1.0, "train/lr": 0.0} for step in range(20)],  # no epochs, a learning rate of 0
-        [{"step": 1, "epoch": 1.0, "val/mIoU": 40.0}],
-        [],
-    ],
-    ids=["usual", "one point", "no evaluation", "not finite", "no epochs", "segmentation", "empty"],
-)
-def test_curves(tmp_path, metrics):
-    figures.plot_curves(metrics, tmp_path / "curves.png")
-    with PIL.Image.open(tmp_path / "curves.png") as picture:
-        assert picture.size == (1320, 780)
-    assert [file.name for file in tmp_path.iterdir()] == ["curves.png"]
-
-
-def test_curves_say_what_was_left_out():
-    metrics = metric_lines(20)
-    metrics[3]["train/loss"] = math.nan
-    series = figures._series(metrics, "epoch", "train/loss")
-    assert series.omitted == 1
-    assert len(series.x) == len(series.y) == 19
-
-
-def test_smoothing_keeps_a_constant_and_does_not_lag():
-    np.testing.assert_allclose(figures._smooth(np.full(100, 3.0)), 3.0)
-    ramp = np.arange(100.0)
-    np.testing.assert_allclose(figures._smooth(ramp)[10:-10], ramp[10:-10])
-
-
-@pytest.mark.parametrize("heights", [[0.5, 0.5], [0.9, 0.92], [0.92, 0.9], [0.1, 0.9], [0.4]])
-def test_labels_keep_apart_and_in_order(heights):
-    spread = figures._spread(heights)
-    if len(heights) == 2:
-        assert abs(spread[0] - spread[1]) >= 0.14 - 1e-9
-        assert (spread[0] >= spread[1]) == (heights[0] >= heights[1])
-    else:
-        assert spread == heights
 
 
 def test_mistakes_come_first():
