@@ -1,6 +1,7 @@
 """`rmt predict`: what it says and writes of a classifier, a segmentor and a detector."""
 
 import csv
+import dataclasses
 import io
 import json
 import pathlib
@@ -15,7 +16,7 @@ from flax import nnx
 from PIL import Image
 
 from rmt_jax.cli import main
-from rmt_jax.convert import Preprocessing, Weights, read_weights, write_weights
+from rmt_jax.convert import DensePreprocessing, Preprocessing, Weights, read_weights, write_weights
 from rmt_jax.data.resize import resize_image
 from rmt_jax.data.segmentation import palette
 from rmt_jax.models import AnyModel, abstract_model, build_model, variant
@@ -205,20 +206,19 @@ def test_a_workdir_predicts_as_its_run_evaluates(tmp_path: pathlib.Path) -> None
     weights = read_weights(tmp_path / "weights")
     assert run_settings(tmp_path / "weights", weights) == Settings()
     run = {"detection": {"head": "mask_rcnn", "proposals": 7, "sampling_ratio": 2}, "name": "of another version"}
-    run["data"] = {"detection": {"eval_scale": [160, 96]}, "segmentation": {"scale": [90, 60]}}
     run["segmentation"] = {"mode": "slide", "window": [64, 64], "stride": [32, 32]}
     (tmp_path / "config.json").write_text(json.dumps(run))
-    of_run = Weights(**{**vars(weights), "provenance": {"layout": "workdir"}})
+    own = DensePreprocessing((160, 96), (0.5,) * 3, (0.25,) * 3)
+    of_run = dataclasses.replace(weights, provenance={"layout": "workdir"}, preprocessing=own)
     detection = DetectionConfig(proposals=7, sampling_ratio=2)
     segmentation = SegmentationConfig(mode="slide", window=(64, 64), stride=(32, 32))
     settings = run_settings(tmp_path, of_run)
-    assert settings == Settings(segmentation, detection, (160, 96))
+    assert settings == Settings(segmentation, detection)
     predictor = Predictor(of_run, **settings._asdict())
     assert predictor._task is not None
     assert predictor._task.config == detection
-    assert predictor._scale == (160, 96)
-    of_segmentor = Weights(**{**vars(of_run), "task": "segmentation"})
-    assert run_settings(tmp_path, of_segmentor).scale == (90, 60)
+    assert (predictor._task.mean, predictor._task.std) == (own.mean, own.std)
+    assert predictor._size(300, 400) == (96, 128)
     (tmp_path / "config.json").write_text(json.dumps(run | {"detection": {"proposal": 7}}))
     with pytest.raises(ValueError, match=r"config\.json: .*Did you mean detection\.proposals"):
         run_settings(tmp_path, of_run)

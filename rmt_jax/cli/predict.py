@@ -60,7 +60,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", 
         type=int,
         nargs=2,
         metavar=("LONG", "SHORT"),
-        help="sides (default: the run's, or 2048 512, of a detector 1333 800)",
+        help="sides (default: those that the weights name, or 2048 512, of a detector 1333 800)",
     )
     parser.add_argument(
         "--score", type=float, default=0.3, metavar="S", help="of objects that are shown (default: 0.3)"
@@ -119,7 +119,7 @@ def _predictor(options: argparse.Namespace) -> "Predictor":
         segmentation = dataclasses.replace(segmentation, mode="slide" if options.slide else "whole")
     if options.flip is not None:
         segmentation = dataclasses.replace(segmentation, flip=options.flip)
-    scale = settings.scale if options.scale is None else tuple(options.scale)
+    scale = None if options.scale is None else tuple(options.scale)
     return Predictor(weights, dtype=options.dtype, segmentation=segmentation, detection=settings.detection, scale=scale)
 
 

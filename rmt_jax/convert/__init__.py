@@ -10,7 +10,7 @@ from rmt_jax.convert.directories import (
 )
 from rmt_jax.convert.integrity import find_damage, write_manifest
 from rmt_jax.convert.names import from_torch, relpos_constants, to_torch, torch_key
-from rmt_jax.convert.preprocessing import IMAGENET, Preprocessing
+from rmt_jax.convert.preprocessing import IMAGENET, DensePreprocessing, Preprocessing, run_preprocessing
 from rmt_jax.convert.pretrained import load_pretrained
 from rmt_jax.convert.sources import read_weights
 from rmt_jax.convert.weights import Fit, Weights, class_differences, load_into, name_some
@@ -18,6 +18,7 @@ from rmt_jax.convert.weights import Fit, Weights, class_differences, load_into, 
 __all__ = [
     "CLASSES_FILE",
     "IMAGENET",
+    "DensePreprocessing",
     "Fit",
     "Preprocessing",
     "Weights",
@@ -32,6 +33,7 @@ __all__ = [
     "name_some",
     "read_weights",
     "relpos_constants",
+    "run_preprocessing",
     "to_torch",
     "torch_key",
     "workdir_classes",

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 
 from rmt_jax.convert.integrity import find_damage, read_through
 from rmt_jax.convert.names import dense_task
-from rmt_jax.convert.preprocessing import Preprocessing
+from rmt_jax.convert.preprocessing import DensePreprocessing, Preprocessing, run_preprocessing
 from rmt_jax.convert.recognize import CLASS_LAYERS
 from rmt_jax.convert.weights import (
     Weights,
@@ -139,7 +139,9 @@ def workdir_classes(workdir: pathlib.Path) -> tuple[str, ...] | None:
         raise ValueError(f"{CLASSES_FILE} does not hold the class names of a run ({error}).") from error
 
 
-def _configuration(path: pathlib.Path, num_classes: int, task: str) -> tuple[str, RMTConfig, Preprocessing | None, int]:
+def _configuration(
+    path: pathlib.Path, num_classes: int, task: str
+) -> tuple[str, RMTConfig, Preprocessing | DensePreprocessing, int]:
     """(model, architecture, preprocessing, batches that BatchNorm sees in a step) of a run."""
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
@@ -148,10 +150,9 @@ def _configuration(path: pathlib.Path, num_classes: int, task: str) -> tuple[str
         if model["drop_path"] is not None:
             fields["drop_path"] = model["drop_path"]
         if task != "classification":
-            config = variant(model["name"], **{**fields, "extra_norms": True}, num_classes=num_classes)
-            return model["name"], config, None, run["grad_accum_steps"]
+            fields["extra_norms"] = True
         config = variant(model["name"], **fields, num_classes=num_classes)
-        return model["name"], config, Preprocessing.from_json(run["data"]), run["grad_accum_steps"]
+        return model["name"], config, run_preprocessing(run["data"], task), run["grad_accum_steps"]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"config.json does not describe a run ({error}).") from error
 

@@ -50,13 +50,72 @@ class Preprocessing:
         return f"{size}x{size}, crop ratio {self.crop_ratio:g}, {self.interpolation}, mean ({mean}), std ({std})"
 
 
+@dataclasses.dataclass(frozen=True)
+class DensePreprocessing:
+    """What happens to a picture before a segmentor or a detector sees it: it is resized, and stays whole.
+
+    Attributes:
+        scale: longest and shortest side that a picture is brought to, in pixels, in its own proportions.
+        mean: of each channel, RGB in 0..1, subtracted.
+        std: of each channel, divided by.
+    """
+
+    scale: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "DensePreprocessing":
+        """From a card.
+
+        Raises:
+            ValueError: a value is missing or of the wrong type.
+        """
+        scale = values.get("scale")
+        if not isinstance(scale, list | tuple) or [type(side) for side in scale] != [int, int]:
+            raise ValueError(f"the preprocessing's scale must be two whole numbers, got {scale!r}")
+        longest, shortest = scale
+        return cls((longest, shortest), _colours(values.get("mean"), "mean"), _colours(values.get("std"), "std"))
+
+    def __str__(self) -> str:
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return f"whole, within {self.scale[0]}x{self.scale[1]}, mean ({mean}), std ({std})"
+
+
 # Upstream's evaluation: timm's defaults for ImageNet, and those of its token-labelled models.
 IMAGENET = Preprocessing(224, 0.875, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 TOKEN_LABEL_CROP_RATIO = 0.96
+# And of its segmentors and detectors, for ADE20K and COCO.
+DENSE_SCALES = {"segmentation": (2048, 512), "detection": (1333, 800)}
 
 
-def upstream_preprocessing(task: str, config: RMTConfig) -> Preprocessing | None:
-    """What upstream evaluates its classifiers with; of a detector's or segmentor's backbone nothing is known."""
+def read_preprocessing(values: Any) -> Preprocessing | DensePreprocessing:
+    """From a card.
+
+    Raises:
+        ValueError: a value is missing or of the wrong type.
+    """
+    if isinstance(values, Mapping) and "scale" in values:
+        return DensePreprocessing.from_json(values)
+    return Preprocessing.from_json(values)
+
+
+def run_preprocessing(data: Mapping[str, Any], task: str) -> Preprocessing | DensePreprocessing:
+    """Of a run's evaluation, from the data part of its configuration.
+
+    Raises:
+        ValueError, KeyError, TypeError: a value is missing or of the wrong type.
+    """
+    if task not in DENSE_SCALES:
+        return Preprocessing.from_json(data)
+    scale = data[task]["eval_scale" if task == "detection" else "scale"]
+    return DensePreprocessing.from_json({"scale": scale, "mean": data["mean"], "std": data["std"]})
+
+
+def upstream_preprocessing(task: str, config: RMTConfig) -> Preprocessing | DensePreprocessing | None:
+    """What upstream evaluates with; of a backbone alone nothing is known."""
+    if task in DENSE_SCALES:
+        return DensePreprocessing(DENSE_SCALES[task], IMAGENET.mean, IMAGENET.std)
     if task != "classification":
         return None
     return dataclasses.replace(IMAGENET, crop_ratio=TOKEN_LABEL_CROP_RATIO) if config.aux_head else IMAGENET

@@ -13,7 +13,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from rmt_jax.convert.names import COUNTERS, fill, finite_problems, raise_problems, relpos_constants, to_torch, torch_key
-from rmt_jax.convert.preprocessing import Preprocessing
+from rmt_jax.convert.preprocessing import (
+    DENSE_SCALES,
+    IMAGENET,
+    DensePreprocessing,
+    Preprocessing,
+    read_preprocessing,
+)
 from rmt_jax.models import RUN_TIME_FIELDS, AnyModel, RMTConfig, abstract_model, build_model, task_of
 from rmt_jax.models.arrays import flat_paths, model_arrays, nest
 
@@ -68,7 +74,7 @@ class Weights:
     left_out: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     class_names: tuple[str, ...] | None = None
-    preprocessing: Preprocessing | None = None
+    preprocessing: Preprocessing | DensePreprocessing | None = None
     head: str | None = None
 
     def __post_init__(self) -> None:
@@ -76,6 +82,23 @@ class Weights:
             raise ValueError(
                 f"{len(self.class_names)} class names do not go with a head of {self.config.num_classes} classes."
             )
+
+    @property
+    def cropping(self) -> Preprocessing:
+        """How pictures are brought to one square size, for a classifier or the backbone alone: as the weights say,
+        else as for ImageNet."""
+        if isinstance(self.preprocessing, Preprocessing):
+            return self.preprocessing
+        known = self.preprocessing or IMAGENET
+        return dataclasses.replace(IMAGENET, mean=known.mean, std=known.std)
+
+    @property
+    def resizing(self) -> DensePreprocessing:
+        """How whole pictures are resized, for a segmentor or detector: as the weights say, else as upstream."""
+        if isinstance(self.preprocessing, DensePreprocessing):
+            return self.preprocessing
+        known = self.preprocessing or IMAGENET
+        return DensePreprocessing(DENSE_SCALES[self.task], known.mean, known.std)
 
     def abstract_model(self, dtype: DTypeLike = jnp.float32) -> AnyModel:
         """The model with shapes in the place of arrays."""
@@ -134,7 +157,7 @@ class Card(NamedTuple):
     config: RMTConfig
     provenance: dict[str, Any]
     class_names: tuple[str, ...] | None = None
-    preprocessing: Preprocessing | None = None
+    preprocessing: Preprocessing | DensePreprocessing | None = None
     head: str | None = None
 
 
@@ -257,7 +280,7 @@ def read_card(card: Any, where: str) -> Card:
             config=config,
             provenance=dict(card["provenance"]),
             class_names=read_class_names(card.get("class_names")),
-            preprocessing=None if preprocessing is None else Preprocessing.from_json(preprocessing),
+            preprocessing=None if preprocessing is None else read_preprocessing(preprocessing),
             head=card.get("head"),
         )
     except (KeyError, TypeError, ValueError) as error:

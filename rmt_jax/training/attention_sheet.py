@@ -16,14 +16,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from rmt_jax.convert import IMAGENET, Weights
+from rmt_jax.convert import DensePreprocessing, Preprocessing, Weights
 from rmt_jax.data import DataConfig, eval_transform
 from rmt_jax.data.resize import rescaled_size, resize_image
 from rmt_jax.data.transforms import center_crop_box
 from rmt_jax.models import AnyModel, Backbone, RMTConfig, attention_map, decay_map
 from rmt_jax.tasks import normalize
 from rmt_jax.training.figures import ORANGE
-from rmt_jax.training.prediction import DETECTION_SCALE, SCALE
 
 _HEADS = 4  # of a stage, where all stages are shown
 _COLUMNS = 7
@@ -106,16 +105,17 @@ def view(weights: Weights, photograph: Image.Image, image_size: int | None = Non
     Raises:
         ValueError: a size for weights that see all of a picture.
     """
-    preprocessing = weights.preprocessing or IMAGENET
+    preprocessing: Preprocessing | DensePreprocessing
     if weights.task in ("segmentation", "detection"):
         if image_size is not None:
             raise ValueError(
                 f"--image-size {image_size} is of a crop, but models of {weights.task} see all of a picture."
             )
-        longest = SCALE if weights.task == "segmentation" else DETECTION_SCALE
-        size = rescaled_size(photograph.height, photograph.width, longest)
+        preprocessing = weights.resizing
+        size = rescaled_size(photograph.height, photograph.width, preprocessing.scale)
         picture, offset, resized = resize_image(np.asarray(photograph), size), (0, 0), size[::-1]
     else:
+        preprocessing = weights.cropping
         if image_size is not None:
             preprocessing = dataclasses.replace(preprocessing, image_size=image_size)
         config = DataConfig("picture", **dataclasses.asdict(preprocessing))

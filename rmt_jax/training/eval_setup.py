@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
-from rmt_jax.convert import Preprocessing, Weights, class_differences, load_into, name_some
+from rmt_jax.convert import Weights, class_differences, load_into, name_some, run_preprocessing
 from rmt_jax.models import abstract_model
 from rmt_jax.ops import formulations
 from rmt_jax.tasks import Task
@@ -116,7 +116,7 @@ class EvalSetup:
         return jax.device_put(values, jax.tree.map(lambda leaf: leaf.sharding, self.abstract_weights))
 
     def _compare_preprocessing(self, weights: Weights) -> None:
-        here = Preprocessing.from_json(dataclasses.asdict(self.config.data))
+        here = run_preprocessing(dataclasses.asdict(self.config.data), self.config.task)
         if weights.preprocessing not in (None, here):
             log(f"These weights are for pictures of {weights.preprocessing}; evaluated with {here}.")
 

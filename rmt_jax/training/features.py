@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from rmt_jax.convert import IMAGENET, Weights
+from rmt_jax.convert import Weights
 from rmt_jax.models import Backbone, Classifier
 from rmt_jax.training.prediction import normalized_batch, prepare
 
@@ -37,7 +37,7 @@ class FeatureExtractor:
     def __init__(self, weights: Weights, *, dtype: str = "float32", stages: Sequence[int] = ()) -> None:
         if unknown := [stage for stage in stages if stage not in STAGES]:
             raise ValueError(f"stages {unknown}: there are {', '.join(map(str, STAGES))}.")
-        self._preprocessing = weights.preprocessing or IMAGENET
+        self._preprocessing = weights.cropping
         graph, state = nnx.split(weights.to_model(dtype))
         self._state = nnx.to_pure_dict(state)
         chosen = sorted(set(stages))

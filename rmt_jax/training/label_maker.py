@@ -67,7 +67,7 @@ def make_teacher(weights: Weights, source: ImageSource, dtype: str) -> Teacher:
         raise ValueError(f"Label maps keep class ids in float16, for {MAX_CLASSES} classes at most, not {classes}.")
     if classes < TOP:
         raise ValueError(f"Label maps hold the best {TOP} classes of each cell; the teacher has only {classes}.")
-    if weights.preprocessing is None:
+    if not isinstance(weights.preprocessing, Preprocessing):
         raise ValueError(
             "The teacher's weights do not say how its pictures were prepared: convert them with rmt convert."
         )

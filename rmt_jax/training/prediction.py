@@ -12,8 +12,8 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from rmt_jax.convert import IMAGENET, Preprocessing, Weights
-from rmt_jax.data import DataConfig, DetectionDataConfig, SegmentationDataConfig, eval_transform
+from rmt_jax.convert import Preprocessing, Weights
+from rmt_jax.data import DataConfig, eval_transform
 from rmt_jax.data.detection.transforms import padded_size, place_image, scale_factor
 from rmt_jax.data.resize import rescaled_size, resize_image
 from rmt_jax.models import Backbone, Detector, Segmentor
@@ -22,16 +22,12 @@ from rmt_jax.training.config import parse
 from rmt_jax.training.detection import found_in
 from rmt_jax.training.object_figures import Found
 
-# What pictures are brought to where nothing else is said.
-SCALE, DETECTION_SCALE = SegmentationDataConfig().scale, DetectionDataConfig().eval_scale
-
 
 class Settings(NamedTuple):
     """How a segmentor or a detector predicts, as `Predictor` takes it."""
 
     segmentation: SegmentationConfig = SegmentationConfig()
     detection: DetectionConfig = DetectionConfig()
-    scale: tuple[int, int] | None = None
 
 
 def run_settings(source: str | pathlib.Path, weights: Weights) -> Settings:
@@ -44,14 +40,12 @@ def run_settings(source: str | pathlib.Path, weights: Weights) -> Settings:
         return Settings()
     path = pathlib.Path(source).expanduser() / "config.json"
     run = json.loads(path.read_text(encoding="utf-8"))
-    data = {part: values for part in ("segmentation", "detection") if (values := run["data"].get(part)) is not None}
     parts = {part: values for part in ("segmentation", "detection") if (values := run.get(part)) is not None}
     try:
-        config = parse({**parts, "data": data})
+        config = parse(parts)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    scale = config.data.detection.eval_scale if weights.task == "detection" else config.data.segmentation.scale
-    return Settings(config.segmentation, config.detection, scale)
+    return Settings(config.segmentation, config.detection)
 
 
 def prepare(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
@@ -77,8 +71,8 @@ class Predictor:
         dtype: type to compute in.
         segmentation: how a segmentor predicts; its head is the weights' own.
         detection: how a detector predicts; its head is the weights' own.
-        scale: longest and shortest side that a picture is brought to for a segmentor or detector; None for those of
-            ADE20K or COCO.
+        scale: longest and shortest side that a picture is brought to for a segmentor or detector; None for those that
+            the weights name, or else those of ADE20K or COCO.
 
     Raises:
         ValueError: a backbone, which has no head.
@@ -97,17 +91,16 @@ class Predictor:
         if isinstance(model, Backbone):
             raise ValueError(f"These weights ({weights.describe()}) are of a backbone alone, which predicts nothing.")
         self.weights = weights
-        self._scale = scale or (DETECTION_SCALE if isinstance(model, Detector) else SCALE)
-        self._preprocessing = weights.preprocessing or IMAGENET
+        self._scale = scale
         graph, state = nnx.split(model)
         self._state = nnx.to_pure_dict(state)
         self._task: Segmentation | Detection | None = None
-        common: tuple[Any, Any, Any, Any] = weights.config, dtype, self._preprocessing.mean, self._preprocessing.std
         if isinstance(model, Segmentor):
             how = dataclasses.replace(segmentation or SegmentationConfig(), head=model.head_name)
-            self._task = Segmentation(*common, how)
+            self._task = Segmentation(weights.config, dtype, weights.resizing.mean, weights.resizing.std, how)
         elif isinstance(model, Detector):
-            self._task = Detection(*common, dataclasses.replace(detection or DetectionConfig(), head=model.HEAD))
+            boxes = dataclasses.replace(detection or DetectionConfig(), head=model.HEAD)
+            self._task = Detection(weights.config, dtype, weights.resizing.mean, weights.resizing.std, boxes)
         task = self._task
 
         @jax.jit
@@ -140,7 +133,7 @@ class Predictor:
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """A picture for `batch_probabilities`, uint8 [image_size image_size 3]."""
-        return prepare(image, self._preprocessing)
+        return prepare(image, self.weights.cropping)
 
     def batch_probabilities(self, pictures: Sequence[np.ndarray], size: int) -> np.ndarray:
         """Of each class, float32 [pictures classes]: a classifier's.
@@ -151,7 +144,7 @@ class Predictor:
         """
         if self._task is not None:
             raise ValueError(f"These weights ({self.weights.describe()}) are not of a classifier.")
-        batch = {"image": normalized_batch(pictures, size, self._preprocessing)}
+        batch = {"image": normalized_batch(pictures, size, self.weights.cropping)}
         return np.asarray(self._run(self._state, batch)["probabilities"][: len(pictures)])
 
     def classes(self, image: Image.Image) -> np.ndarray:
@@ -159,7 +152,7 @@ class Predictor:
         if not isinstance(self._task, Segmentation):
             raise ValueError(f"These weights ({self.weights.describe()}) are not of a segmentor.")
         height, width = image.height, image.width
-        resized = resize_image(np.asarray(image), rescaled_size(height, width, self._scale))
+        resized = resize_image(np.asarray(image), self._size(height, width))
         local = {"image": resized[None], "original_size": np.array([[height, width]], np.int32)}
         batch = {name: jnp.asarray(array) for name, array in self._task.device_batch(local).items()}
         return np.asarray(self._run(self._state, batch)["classes"])[0, :height, :width]
@@ -169,8 +162,12 @@ class Predictor:
         if not isinstance(self._task, Detection):
             raise ValueError(f"These weights ({self.weights.describe()}) are not of a detector.")
         height, width = image.height, image.width
-        size = rescaled_size(height, width, self._scale)
+        size = self._size(height, width)
         placed = place_image(resize_image(np.asarray(image), size), padded_size(size))
         placed["scale_factor"] = scale_factor((height, width), size)
         outputs = self._run(self._state, {name: jnp.asarray(array[None]) for name, array in placed.items()})
         return found_in(jax.device_get(outputs), 0, (height, width))
+
+    def _size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that a picture is brought to, in its own proportions."""
+        return rescaled_size(height, width, self._scale or self.weights.resizing.scale)

@@ -8,8 +8,18 @@ import numpy as np
 import pytest
 
 from rmt_jax.cli import main
-from rmt_jax.convert import Preprocessing, Weights, class_differences, name_some, read_weights, write_weights
-from rmt_jax.convert.preprocessing import IMAGENET, upstream_preprocessing
+from rmt_jax.convert import (
+    IMAGENET,
+    DensePreprocessing,
+    Preprocessing,
+    Weights,
+    class_differences,
+    name_some,
+    read_weights,
+    run_preprocessing,
+    write_weights,
+)
+from rmt_jax.convert.preprocessing import upstream_preprocessing
 from rmt_jax.convert.weights import read_card
 from rmt_jax.models import variant
 from tests.convert.upstream import save, state_dict
@@ -97,3 +107,19 @@ def test_arrays_are_untouched(known: Weights, tmp_path: pathlib.Path) -> None:
     write_weights(known, tmp_path / "directory")
     for path, array in read_weights(tmp_path / "directory").arrays.items():
         np.testing.assert_array_equal(array, known.arrays[path])
+
+
+def test_pictures_of_dense_tasks_are_resized_whole(known: Weights, tmp_path: pathlib.Path) -> None:
+    own = DensePreprocessing((160, 96), (0.1, 0.2, 0.3), (0.5, 0.25, 0.125))
+    found = read_card(json.loads(json.dumps(dataclasses.replace(known, preprocessing=own).card())), "x")
+    assert found.preprocessing == own
+    assert dataclasses.replace(known, preprocessing=own).cropping == dataclasses.replace(
+        IMAGENET, mean=own.mean, std=own.std
+    )
+    assert str(own) == "whole, within 160x96, mean (0.1, 0.2, 0.3), std (0.5, 0.25, 0.125)"
+    upstream = upstream_preprocessing("detection", variant("rmt_s"))
+    assert upstream == DensePreprocessing((1333, 800), IMAGENET.mean, IMAGENET.std)
+    run = {"mean": [0.5] * 3, "std": [0.25] * 3, "segmentation": {"scale": [384, 96]}}
+    assert run_preprocessing(run, "segmentation") == DensePreprocessing((384, 96), (0.5,) * 3, (0.25,) * 3)
+    with pytest.raises(ValueError, match="scale must be two whole numbers, got 7"):
+        read_card(json.loads(json.dumps(known.card() | {"preprocessing": {"scale": 7}})), "x")
