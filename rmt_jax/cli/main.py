@@ -93,7 +93,7 @@ def build_parser(names: Iterable[str] = SUMMARIES) -> argparse.ArgumentParser:
 
 
 def _main(words: Sequence[str]) -> int:
-    words, config_words = _split(words)
+    words, config_words = split_words(words)
     command = next((word for word in words if not word.startswith("-")), None)
     parser = build_parser([command] if command in SUMMARIES else [])
     if command is not None and command == words[0] and command not in SUMMARIES:
@@ -153,7 +153,7 @@ def _results_alone(options: argparse.Namespace) -> Iterator[None]:
         yield
 
 
-def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """(other words, --config.KEY=VALUE or --config.KEY VALUE): argparse would take values with spaces for its own."""
     others, config_words, rest = [], [], iter(words)
     for word in rest:
