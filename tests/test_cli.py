@@ -195,6 +195,28 @@ def test_a_reader_that_has_seen_enough() -> None:
         assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, "")
 
 
+def on_a_terminal(code: str, environment: dict[str, str], **streams: int) -> tuple[bytes, bytes | None]:
+    """(what a program shows on a real terminal, what it writes to a pipe where standard output is one)."""
+    ours, theirs = pty.openpty()
+    environment |= {"TERM": "xterm-256color"}
+    streams = {"stdout": theirs, "stderr": theirs} | streams
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, **streams) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while piece := os.read(ours, 65536):
+                shown += piece
+        except OSError:  # how a terminal whose other end is closed ends
+            pass
+        written = None if process.stdout is None else process.stdout.read()
+        assert process.wait() == 0
+    os.close(ours)
+    return shown, written
+
+
+PLAIN = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+
+
 @pytest.mark.parametrize(("variable", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
 def test_no_color(variable: dict[str, str], coloured: bool) -> None:
     """Tables and the bar of progress, on a real terminal."""
@@ -204,23 +226,22 @@ def test_no_color(variable: dict[str, str], coloured: bool) -> None:
         "table = Table('model'); table.add_row('[cyan]rmt_t[/cyan]'); Console().print(table)\n"
         "with counting('reading', 3) as advance: [advance(1) for _ in range(3)]\n"
     )
-    ours, theirs = pty.openpty()
-    environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
-    environment |= {"TERM": "xterm-256color", **variable}
-    with subprocess.Popen([sys.executable, "-c", code], stdout=theirs, stderr=theirs, env=environment) as process:
-        os.close(theirs)
-        shown = b""
-        try:
-            while piece := os.read(ours, 65536):
-                shown += piece
-        except OSError:  # how a terminal whose other end is closed ends
-            pass
-        assert process.wait() == 0
-    os.close(ours)
+    shown, _ = on_a_terminal(code, PLAIN | variable)
     assert b"rmt_t" in shown
     assert "━".encode() in shown
     colours = re.findall(rb"\x1b\[(?:[\d;]*;)?(?:3|4|9|10)[0-8](?:;[\d;]*)?m", shown)
     assert bool(colours) is coloured
+
+
+def test_results_go_to_the_pipe_and_progress_to_the_terminal() -> None:
+    code = (
+        "from rmt_jax.cli.output import counting, say\n"
+        "with counting('reading', 2) as advance: [(say('found'), say('skipped', stderr=True)) for _ in range(2)]\n"
+    )
+    shown, written = on_a_terminal(code, PLAIN, stdout=subprocess.PIPE)
+    assert written == b"found\nfound\n"
+    assert shown.count(b"skipped") == 2
+    assert b"found" not in shown
 
 
 COMPLETED = {

@@ -7,8 +7,8 @@ import shtab
 from rmt_jax.models import list_models
 
 # By what an argument is called in the help; choices are completed anyway.
-_FILES = ("CONFIG", "DESTINATION", "FILE", "FOLDER", "PATH", "PICTURE", "WEIGHTS")
-_DIRECTORIES = ("DIR",)
+_FILES = ("DESTINATION", "FILE", "FOLDER", "PATH", "PICTURE", "WEIGHTS")
+_DIRECTORIES = ("DIR", "WORKDIR")
 _MODELS = ("MODEL",)
 
 
