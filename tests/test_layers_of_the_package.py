@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "rmt_jax"
 
-LAYERS = {"version": -1, "ops": 0, "models": 1, "tasks": 2, "data": 2, "convert": 3, "": 4, "training": 4, "cli": 5}
+LAYERS = {"version": -1, "ops": 0, "models": 1, "tasks": 2, "data": 2, "convert": 3, "": 4, "training": 4, "demo": 5, "cli": 6}
 
 # Packages that only one part may import, at any level of nesting.
 RESERVED = {
@@ -22,6 +22,7 @@ RESERVED = {
     "torch": {"convert"},
     "safetensors": {"convert"},
     "huggingface_hub": {"convert"},
+    "gradio": {"demo"},
     "argparse": {"cli", "convert"},  # in convert it is a class in upstream's files
 }
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "pictures": {
         "predict": "what weights say of pictures: classes, a class for every pixel, or objects",
         "features": "what weights make of pictures, as arrays in a file",
+        "demo": "a web page for trying a model",
         "plot": "figures of runs, models, recipes and measurements",
     },
     "training (itself: python main.py --help)": {

@@ -18,13 +18,18 @@ below it, a glob in quotes, or a video, whose frames are called VIDEO@00012.
 EXIT_CODES = "Exit codes: 0 done, 1 pictures that could not be read were left out, 2 refused, or none could be read."
 
 
-def add_pictures(parser: argparse.ArgumentParser) -> None:
-    """Add the weights, the pictures, and how they are worked on."""
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Add the weights, for `read_given_weights`."""
     parser.add_argument("source", metavar="WEIGHTS")
-    parser.add_argument("pictures", metavar="PICTURE", nargs="+")
     parser.add_argument(
         "--weights", choices=("ema", "raw"), help="which weights (default: the moving average where there is one)"
     )
+
+
+def add_pictures(parser: argparse.ArgumentParser) -> None:
+    """Add the weights, the pictures, and how they are worked on."""
+    add_weights(parser)
+    parser.add_argument("pictures", metavar="PICTURE", nargs="+")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="pictures at once (default: 32)")
     parser.add_argument(

@@ -27,7 +27,7 @@ from rmt_jax.training.figures import ORANGE
 _HEADS = 4  # of a stage, where all stages are shown
 _COLUMNS = 7
 _SIDE = 1.75  # inches of a panel's longer side
-_COLOURS = "viridis"
+COLOURS = "viridis"  # of weights
 _MOVED = "moved: the share of a head's weight that is not where its decay alone would put it"
 _NORM = PowerNorm(0.5, 0, 1)  # so that small weights are seen
 
@@ -126,6 +126,12 @@ def view(weights: Weights, photograph: Image.Image, image_size: int | None = Non
     return View(picture, images, scale, offset)
 
 
+def shade(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(place among the colours, opacity) of each weight: relative to the largest, on a scale that shows small ones."""
+    places = np.asarray(_NORM(weights / weights.max()))
+    return places, 0.35 + 0.5 * places
+
+
 def check_choice(config: RMTConfig, blocks: Sequence[tuple[int, int]], heads: Sequence[int] | None) -> None:
     """Raise ValueError for a stage, a block of it, or a head that is not there."""
     for stage, block in blocks:
@@ -195,7 +201,7 @@ def draw_attention(
     for line, panels in zip(grid, rows, strict=True):
         for axes, panel in zip(line, panels, strict=False):
             _draw_panel(axes, shown.picture, position, panel)
-    scale = ScalarMappable(_NORM, _COLOURS)
+    scale = ScalarMappable(_NORM, COLOURS)
     bar = figure.colorbar(
         scale, ax=grid, shrink=min(1.0, 4 / size[1]), aspect=25, pad=0.01, ticks=[0, 0.01, 0.1, 0.25, 0.5, 1]
     )
@@ -252,10 +258,8 @@ def _draw_panel(axes: Axes, picture: np.ndarray, position: tuple[int, int], pane
         rows, columns = panel.weights.shape
         # Cells are squares of the stride; those of the last row and column may reach beyond the picture.
         extent = (-0.5, columns * panel.stride - 0.5, rows * panel.stride - 0.5, -0.5)
-        shade = np.asarray(_NORM(panel.weights / panel.weights.max()))
-        axes.imshow(
-            shade, cmap=_COLOURS, vmin=0, vmax=1, extent=extent, alpha=0.35 + 0.5 * shade, interpolation="nearest"
-        )
+        places, opacity = shade(panel.weights)
+        axes.imshow(places, cmap=COLOURS, vmin=0, vmax=1, extent=extent, alpha=opacity, interpolation="nearest")
         axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
         # Of a cell that the picture cuts off, what is seen of it.
         marked = (left + min(left + panel.stride, width - 0.5)) / 2, (top + min(top + panel.stride, height - 0.5)) / 2
