@@ -241,7 +241,7 @@ def test_a_detector_writes_objects_and_an_overlay(
         assert 0 <= y1 <= y2 <= 61.01
         assert entry["mask"]["size"] == [61, 83]
     shown = sum(entry["score"] > 0.5 for entry in entries)
-    rows = list(csv.DictReader((tmp_path / "found.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "found.csv").read_text().splitlines()))
     assert [float(row["score"]) for row in rows] == [entry["score"] for entry in entries[:shown]]
     assert [float(row["x2"]) for row in rows] == [entry["box"][2] for entry in entries[:shown]]
     assert f"{shown} of {len(entries)} objects" in capsys.readouterr().out
