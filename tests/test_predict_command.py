@@ -184,7 +184,7 @@ def test_what_cannot_be_predicted(
     (tmp_path / "empty").mkdir()
     assert main(["predict", str(tmp_path / "weights"), str(tmp_path / "empty")]) == 2
     assert "There is no picture in the folder" in capsys.readouterr().err
-    for words in (["--batch-size", "0"], ["--every=0"], ["--output", str(picture)]):
+    for words in (["--batch-size", "0"], ["--every=0"], ["--scale", "512", "0"], ["--output", str(picture)]):
         assert main(["predict", str(tmp_path / "weights"), str(picture), *words]) == 2
         assert words[0].partition("=")[0] in capsys.readouterr().err
     assert main(["predict", str(tmp_path / "weights"), str(picture), "--top", "0"]) == 2

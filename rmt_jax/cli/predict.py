@@ -86,6 +86,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", 
 def _run(options: argparse.Namespace) -> int:
     if options.top < 1:
         raise ValueError(f"--top={options.top}: expected 1 or more.")
+    if options.scale is not None and min(options.scale) < 1:
+        raise ValueError(f"--scale {' '.join(map(str, options.scale))}: expected two sides of 1 or more.")
     if options.output is not None and options.output.exists() and not options.output.is_dir():
         raise ValueError(f"--output={options.output}: this is a file, and a directory is needed.")
     pictures = Pictures(options)
