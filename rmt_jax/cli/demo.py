@@ -7,8 +7,8 @@ from rmt_jax.cli.output import say
 from rmt_jax.cli.pictures import add_weights, read_given_weights
 
 DESCRIPTION = """\
-Serves a web page for trying a model: pick or upload a picture, see its classes, its objects with boxes and masks, or the
-class of every pixel; click on a position to see what it attends to. Ctrl-C ends it. Only this machine can reach the
+Serves a web page for trying a model: pick or upload a picture, see its classes, its objects with boxes and masks, or
+the class of every pixel; click on a position to see what it attends to. Ctrl-C ends it. Only this machine can reach the
 page, unless --host says otherwise: 0.0.0.0 lets in whoever reaches this machine.
 
   rmt demo rmt_s/

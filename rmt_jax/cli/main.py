@@ -22,6 +22,8 @@ COMMANDS = {
     "models and weights": {
         "models": "list the models with their size and cost",
         "convert": "convert PyTorch checkpoints, both ways",
+        "export": "models as ONNX or StableHLO, checked in their runtimes",
+        "push": "weights with a model card to the Hugging Face hub",
     },
     "pictures": {
         "predict": "what weights say of pictures: classes, a class for every pixel, or objects",

@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from rmt_jax.convert.directories import (
     read_directory,
     read_workdir,
 )
+from rmt_jax.convert.hub import download, is_hub_name
 from rmt_jax.convert.names import convert_state_dict, raise_problems, torch_key
 from rmt_jax.convert.preprocessing import upstream_preprocessing
 from rmt_jax.convert.recognize import recognize
@@ -30,9 +30,7 @@ from rmt_jax.models import RMTConfig
 from rmt_jax.version import __version__
 
 CARD_KEY = "rmt_jax"  # of a file's metadata
-HUB_FILE = "model.safetensors"
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _NOT_CHECKPOINTS = (
     (b"<", "looks like a web page: was the page downloaded instead of the file?"),
     (b"version https://git-lfs", "is a Git LFS pointer, not the file itself: run `git lfs pull`."),
@@ -99,9 +97,9 @@ def locate(source: str | pathlib.Path) -> pathlib.Path:
     path = pathlib.Path(source).expanduser()
     if path.exists():
         return path
-    if not isinstance(source, str) or not _HUB_NAME.fullmatch(source) or path.suffix in (".pth", ".pt", ".safetensors"):
+    if not isinstance(source, str) or not is_hub_name(source) or path.suffix in (".pth", ".pt", ".safetensors"):
         raise FileNotFoundError(f"{source}: no such file or directory.")
-    return _download(source)
+    return download(source)
 
 
 def read_file(path: pathlib.Path) -> File:
@@ -256,27 +254,3 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             installed[package] = importlib.metadata.version(package)
     return installed
-
-
-def _download(name: str) -> pathlib.Path:
-    """The file of a name on the hub, in its cache.
-
-    Raises:
-        ImportError: no huggingface_hub.
-        FileNotFoundError: not there, or not reachable.
-    """
-    try:
-        import huggingface_hub
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    except ImportError as error:
-        raise ImportError(
-            f"{name} is no local path, and reading from the hub needs huggingface_hub: pip install 'rmt-jax[hub]'."
-        ) from error
-    repository, _, revision = name.partition("@")
-    try:
-        return pathlib.Path(huggingface_hub.hf_hub_download(repository, HUB_FILE, revision=revision or None))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FileNotFoundError(
-            f"{name}: no such file or directory, and {HUB_FILE} of this name could not be had from the hub ({reason})."
-        ) from error

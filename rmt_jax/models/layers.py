@@ -240,8 +240,8 @@ class Dropout2d(nnx.Module):
         return _drop(x, key, self.rate, (x.shape[0], 1, 1, x.shape[3]))
 
 
-def _drop(x: Map, key: Array | None, rate: Array | float, shape: tuple[int, ...]) -> Map:
-    """x with parts set to 0, one draw for each entry of `shape`, which broadcasts."""
+def _drop(x: Map, key: Array | None, rate: Array | float, shape: tuple[Any, ...]) -> Map:
+    """x with parts set to 0, one draw for each entry of `shape`, which broadcasts; its sizes may be symbolic."""
     if key is None or (isinstance(rate, float) and rate == 0):
         return x
     keep = 1 - rate
