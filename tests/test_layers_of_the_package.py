@@ -164,7 +164,7 @@ def test_compilation_and_meshes_are_in_training_only() -> None:
     reserved |= {"nnx.jit", "nnx.pmap"}
     users = {module_of(file) for file in files() if attributes(file.read_text()) & reserved}
     others = {"rmt_jax.convert.verify", "rmt_jax.ops.manhattan", "rmt_jax.ops.feed_forward"}
-    others |= {"rmt_jax.export.check", "rmt_jax.export.files"}
+    others |= {"rmt_jax.demo.looking", "rmt_jax.export.check", "rmt_jax.export.files"}
     assert {part_of(module) for module in users - others} == {"training"}
 
 
