@@ -129,7 +129,7 @@ def test_every_command_has_an_example(words: str) -> None:
 
 def test_a_flag_is_the_same_wherever_it_is() -> None:
     """Its metavar, type and choices."""
-    # --output is a folder where a command writes several files, --image-size takes two numbers where not only squares do.
+    # --output is a folder where a command writes several files, --image-size two numbers where not only squares do.
     different = {"--output", "--model", "--remat", "--image-size"}
     kinds: dict[str, set[object]] = {}
     for parser in ALL.values():
