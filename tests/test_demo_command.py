@@ -47,7 +47,7 @@ def browser() -> Iterator[Browser]:
 
 @contextlib.contextmanager
 def served(weights: str, folder: pathlib.Path) -> Iterator[str]:
-    """The address of a page that is served by a process of its own, until it gets what Ctrl-C sends."""
+    """The address of a page that is served by a process of its own, until that is asked to end."""
     port = free_port()
     command = [sys.executable, "-m", "rmt_jax.cli", "demo", str(NOTEBOOKS / weights), "--port", str(port)]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
@@ -60,8 +60,8 @@ def served(weights: str, folder: pathlib.Path) -> Iterator[str]:
             with pytest.raises(ConnectionRefusedError):  # served on no other address of this machine
                 socket.create_connection(("127.0.0.2", port)).close()
             yield f"http://127.0.0.1:{port}/"
-            process.send_signal(signal.SIGINT)
-            process.wait(30)
+            process.send_signal(signal.SIGTERM)  # SIGINT is ignored where the tests run in the background
+            assert process.wait(60) == 128 + signal.SIGTERM
         finally:
             process.kill()
             process.wait()
