@@ -1,5 +1,6 @@
 """`rmt export`: files that other programs run, compared with the model."""
 
+import importlib.util
 import json
 import pathlib
 import sys
@@ -12,7 +13,7 @@ from flax import nnx
 
 from rmt_jax.cli import main
 from rmt_jax.convert import Weights, write_weights
-from rmt_jax.export import Settings, check, check_file, write_onnx
+from rmt_jax.export import Settings, check, check_destination, check_file, write_onnx
 from rmt_jax.models import create_model
 from rmt_jax.models.arrays import flat_paths, model_arrays
 from rmt_jax.ops import manhattan
@@ -148,3 +149,13 @@ def test_a_whole_model_at_its_own_size(tmp_path: pathlib.Path) -> None:
     program = write_onnx(Weights("rmt_t", "classification", model.config, arrays), Settings(), tmp_path / "x.onnx")
     assert program.images.shape[1:] == (224, 224, 3)
     assert max(check.difference for check in check_file(tmp_path / "x.onnx", program)) < 2e-5
+
+
+@pytest.mark.parametrize(("name", "package"), [("x.onnx", "onnxruntime"), ("x.stablehlo", "flatbuffers")])
+def test_a_missing_package_is_named(
+    name: str, package: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda wanted: None if wanted == package else find(wanted))
+    with pytest.raises(ImportError, match=rf"{name} needs {package}: pip install 'rmt-jax\[export\]'"):
+        check_destination(tmp_path / name, Settings(), int8=False, platforms=None, force=False)

@@ -48,7 +48,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", 
         type=int,
         nargs="+",
         metavar="N",
-        help="one side, or height and width (default: what the weights were trained on; 224, of segmentors 512)",
+        help="one side, or height and width (default: as the weights name it; else 224, of segmentors 512)",
     )
     parser.add_argument("--batch-size", type=int, metavar="N", help="pictures in a call (default: any number)")
     parser.add_argument("--pixels", action="store_true", help="take uint8 RGB, and normalise it in the file")

@@ -28,7 +28,7 @@ def check_destination(
 
     Raises:
         FileExistsError: something is there, and must not be replaced.
-        ImportError: the packages for ONNX are missing.
+        ImportError: the packages for the format are missing.
         ValueError: a name that does not say which format, a folder that is not there, or options that do not go with
             the format.
     """
@@ -38,6 +38,7 @@ def check_destination(
         raise ValueError(f"{output}: there is no directory {output.parent}.")
     if output.is_dir() or (output.exists() and not force):
         raise FileExistsError(f"{output} exists: give another name" + ("." if output.is_dir() else ", or --force."))
+    _require(output)
     if output.suffix == ONNX:
         if settings.dtype != "float32":
             raise ValueError(
@@ -45,7 +46,6 @@ def check_destination(
             )
         if platforms is not None:
             raise ValueError(f"--platforms is of {STABLEHLO}: what an ONNX runs on is up to its runtime.")
-        _require_onnx(f"Writing {output}")
         return
     if unknown := sorted(set(platforms or ()) - set(PLATFORMS)):
         raise ValueError(f"--platforms {' '.join(unknown)}: expected any of {', '.join(PLATFORMS)}.")
@@ -70,8 +70,10 @@ def write_stablehlo(
         platforms: that it can be run on, any of `PLATFORMS`.
 
     Raises:
-        ValueError, OSError: see `Program`; it cannot be written.
+        ImportError, OSError: a package is missing; it cannot be written.
+        ValueError: see `Program`.
     """
+    _require(output)
     on_gpus_alone = tuple(platforms) == ("cuda",)
     program = Program(weights, settings, depthwise="convolution" if on_gpus_alone else "shifts")
     exported = export.export(jax.jit(program), platforms=platforms)(program.images)
@@ -97,7 +99,7 @@ def write_onnx(weights: Weights, settings: Settings, output: pathlib.Path, *, in
         ImportError, OSError: packages are missing; it cannot be written.
         ValueError: see `Program`; a size whose retention is computed in a loop.
     """
-    _require_onnx(f"Writing {output}")
+    _require(output)
     program = Program(weights, settings, depthwise="convolution")
     try:
         model = convert(program, program.images, INPUT, list(program.outputs))
@@ -137,7 +139,8 @@ def _write(output: pathlib.Path, content: bytes, description: dict[str, Any]) ->
     replace_file(description_file(output), (json.dumps(description, indent=2) + "\n").encode())
 
 
-def _require_onnx(what: str) -> None:
-    missing = [package for package in ("onnx", "onnxruntime") if importlib.util.find_spec(package) is None]
+def _require(output: pathlib.Path) -> None:
+    packages = ("onnx", "onnxruntime") if output.suffix == ONNX else ("flatbuffers",)  # what jax.export writes with
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
-        raise ImportError(f"{what} needs {' and '.join(missing)}: pip install 'rmt-jax[export]'.")
+        raise ImportError(f"Writing {output} needs {' and '.join(missing)}: pip install 'rmt-jax[export]'.")

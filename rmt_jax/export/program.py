@@ -31,8 +31,8 @@ class Settings:
     """How a model is exported.
 
     Attributes:
-        image_size: (height, width) in pixels; None for what the weights were trained on, or else 224, of segmentors
-            512. Decays and rotary phases are those of one size, so it is fixed.
+        image_size: (height, width) in pixels; None for a square as the weights name it, or else 224, of segmentors and
+            detectors what upstream's shorter side is, 512 and 800. Decays and rotary phases are those of one size, so it is fixed.
         batch_size: pictures in a call; None for any number.
         dtype: "float32" or "bfloat16", to compute in; inputs and outputs of it are float32 all the same.
         pixels: take uint8 RGB and normalise it, instead of normalised floats.
