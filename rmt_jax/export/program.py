@@ -32,7 +32,7 @@ class Settings:
 
     Attributes:
         image_size: (height, width) in pixels; None for a square as the weights name it, or else 224, of segmentors and
-            detectors what upstream's shorter side is, 512 and 800. Decays and rotary phases are those of one size, so it is fixed.
+            detectors what upstream's shorter side is, 512 and 800. Decays and rotary phases are those of one size.
         batch_size: pictures in a call; None for any number.
         dtype: "float32" or "bfloat16", to compute in; inputs and outputs of it are float32 all the same.
         pixels: take uint8 RGB and normalise it, instead of normalised floats.
