@@ -43,7 +43,7 @@ from tests.pages import PAGES, ROOT, blocks, commands, inline_code, name, pages_
 WEIGHTS = ROOT / "notebooks" / "rmt_nano_digits.safetensors"
 
 # Programs of others, whose words are not checked.
-OTHERS = {"bash", "export", "hf", "mkdocs", "mypy", "pre-commit", "pytest", "ruff", "source"}
+OTHERS = {"bash", "export", "hf", "mkdocs", "mypy", "onnx2tf", "pre-commit", "pytest", "ruff", "source"}
 PATH = re.compile(r"^(configs|docs|launch|notebooks|rmt_jax|tests)/[\w./-]+\.\w+$")
 NAME = re.compile(r"^rmt_jax(\.\w+)+$")
 KEY = re.compile(r"(--config\.)?([a-z_]+(?:\.[a-z_]+)*)(?:=.*)?")  # with or without a value
