@@ -19,8 +19,9 @@ from rmt_jax.convert import (
     run_preprocessing,
     write_weights,
 )
-from rmt_jax.convert.preprocessing import upstream_preprocessing
+from rmt_jax.convert.preprocessing import DENSE_SCALES, upstream_preprocessing
 from rmt_jax.convert.weights import read_card
+from rmt_jax.data import DetectionDataConfig, SegmentationDataConfig
 from rmt_jax.models import variant
 from tests.convert.upstream import save, state_dict
 
@@ -119,6 +120,10 @@ def test_pictures_of_dense_tasks_are_resized_whole(known: Weights, tmp_path: pat
     assert str(own) == "whole, within 160x96, mean (0.1, 0.2, 0.3), std (0.5, 0.25, 0.125)"
     upstream = upstream_preprocessing("detection", variant("rmt_s"))
     assert upstream == DensePreprocessing((1333, 800), IMAGENET.mean, IMAGENET.std)
+    assert {  # of the recipes' evaluation, which convert does not import
+        "segmentation": SegmentationDataConfig().scale,
+        "detection": DetectionDataConfig().eval_scale,
+    } == DENSE_SCALES
     run = {"mean": [0.5] * 3, "std": [0.25] * 3, "segmentation": {"scale": [384, 96]}}
     assert run_preprocessing(run, "segmentation") == DensePreprocessing((384, 96), (0.5,) * 3, (0.25,) * 3)
     with pytest.raises(ValueError, match="scale must be two whole numbers, got 7"):
