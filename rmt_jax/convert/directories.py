@@ -11,18 +11,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from rmt_jax.convert.card import fields_from_json, parse_card, read_class_names
 from rmt_jax.convert.integrity import find_damage, read_through
 from rmt_jax.convert.names import dense_task
 from rmt_jax.convert.preprocessing import DensePreprocessing, Preprocessing, run_preprocessing
 from rmt_jax.convert.recognize import CLASS_LAYERS
-from rmt_jax.convert.weights import (
-    Weights,
-    fields_from_json,
-    is_counter,
-    parse_card,
-    read_class_names,
-    upstream_buffers,
-)
+from rmt_jax.convert.weights import Weights, is_counter, upstream_buffers
 from rmt_jax.models import RMTConfig, variant
 from rmt_jax.models.arrays import flat_paths, nest
 

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from rmt_jax.convert.card import Card, parse_card
 from rmt_jax.convert.directories import (
     has_checkpoint,
     is_model_directory,
@@ -25,7 +26,7 @@ from rmt_jax.convert.preprocessing import upstream_preprocessing
 from rmt_jax.convert.recognize import recognize
 from rmt_jax.convert.state_dicts import choose, find_candidates, read_class_names
 from rmt_jax.convert.torch_file import read_torch
-from rmt_jax.convert.weights import KINDS, UNSTATED, Card, Weights, array_problems, parse_card
+from rmt_jax.convert.weights import KINDS, UNSTATED, Weights, array_problems
 from rmt_jax.models import RMTConfig
 from rmt_jax.version import __version__
 

@@ -19,8 +19,8 @@ from rmt_jax.convert import (
     run_preprocessing,
     write_weights,
 )
+from rmt_jax.convert.card import read_card
 from rmt_jax.convert.preprocessing import DENSE_SCALES, upstream_preprocessing
-from rmt_jax.convert.weights import read_card
 from rmt_jax.data import DetectionDataConfig, SegmentationDataConfig
 from rmt_jax.models import variant
 from tests.convert.upstream import save, state_dict
