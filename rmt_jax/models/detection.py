@@ -15,7 +15,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float
 
 from rmt_jax.models.detection_heads import (
-    XAVIER,
     BoxHead,
     DenseOutputs,
     MaskHead,
@@ -24,6 +23,7 @@ from rmt_jax.models.detection_heads import (
     RPNHead,
 )
 from rmt_jax.models.fpn import FPN, ExtraLevels
+from rmt_jax.models.initializers import XAVIER
 from rmt_jax.models.rmt import Backbone, Images, Output
 from rmt_jax.models.variants import RMTConfig
 from rmt_jax.ops import Valid, strided

@@ -16,7 +16,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float
 
 from rmt_jax.models.fpn import FPN_FEATURES
-from rmt_jax.models.layers import KAIMING, ConvModule, Linear
+from rmt_jax.models.initializers import KAIMING, XAVIER, normal
+from rmt_jax.models.layers import ConvModule, Linear
 from rmt_jax.models.rmt import Map, Output
 from rmt_jax.ops import Valid, clear, strided
 
@@ -26,8 +27,7 @@ BOX_SIZE, MASK_SIZE = 7, 14  # sides of the regions that box and mask heads see
 BOX_WIDENING = 4  # linear layers of a box head, over the channels of the pyramid
 NUM_CONVS = 4
 
-SMALL = nnx.initializers.normal(0.01)
-XAVIER = nnx.initializers.glorot_uniform()
+SMALL = normal(0.01)
 
 Regions = Float[Array, "regions height width channels"]
 
@@ -134,7 +134,7 @@ class BoxHead(nnx.Module):
 
     def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs) -> None:
         """Replace the last layers, boxes being predicted for each class, by fresh ones."""
-        init = nnx.initializers.normal(0.001)
+        init = normal(0.001)
         self.fc_cls = Linear(self.features, num_classes + 1, kernel_init=SMALL, dtype=self.dtype, rngs=rngs)
         self.fc_reg = Linear(self.features, num_classes * 4, kernel_init=init, dtype=self.dtype, rngs=rngs)
 
@@ -223,7 +223,7 @@ def _conv(
 
 def _small_hidden(features: int) -> nnx.Initializer:
     """Upstream's normal(0.01) for its 256 channels, and for fewer what makes outputs as large as with these."""
-    return nnx.initializers.normal(0.01 * math.sqrt(FPN_FEATURES / features))
+    return normal(0.01 * math.sqrt(FPN_FEATURES / features))
 
 
 def _by_anchor(x: Map, anchors: int) -> Float[Array, "batch all outputs"]:

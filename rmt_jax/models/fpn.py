@@ -6,7 +6,8 @@ from typing import Literal
 from flax import nnx
 from jax.typing import DTypeLike
 
-from rmt_jax.models.layers import KAIMING, ConvModule
+from rmt_jax.models.initializers import KAIMING
+from rmt_jax.models.layers import ConvModule
 from rmt_jax.models.rmt import Output
 from rmt_jax.ops import Valid, resize_nearest, strided
 

@@ -4,7 +4,6 @@ Initialisation is upstream's: linear layers normal(0, 0.02) with zero bias, conv
 +-1 / sqrt(fan_in), weights and biases alike.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -15,12 +14,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from rmt_jax.models.initializers import KAIMING, normal, uniform_by_fan_in
 from rmt_jax.ops import Valid, clear, depthwise_conv2d, inside, layer_norm, linear, strided
 
 Map = Float[Array, "batch height width channels"]
 
-TRUNK = nnx.initializers.normal(0.02)
-KAIMING = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")  # mmcv's kaiming_init
+TRUNK = normal(0.02)
 
 LINEAR = "linear"  # what `jax.checkpoint` policies call the outputs of linear layers
 
@@ -82,16 +81,6 @@ class LayerNorm(nnx.Module):
         """[..., features] -> the same shape."""
         scale, bias = jnp.asarray(self.scale[...]), jnp.asarray(self.bias[...])
         return layer_norm(x, scale, bias, self.epsilon).astype(self.dtype)
-
-
-def uniform_by_fan_in(fan_in: int) -> nnx.Initializer:
-    """Uniform within +-1 / sqrt(fan_in): PyTorch's default for convolutions."""
-    bound = 1 / math.sqrt(fan_in)
-
-    def init(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
 
 
 class DepthwiseConv2d(nnx.Module):

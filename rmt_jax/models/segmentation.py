@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from rmt_jax.models.fpn import FPN
+from rmt_jax.models.initializers import normal
 from rmt_jax.models.layers import ConvModule, Dropout2d
 from rmt_jax.models.rmt import Backbone, Images, Map, Output
 from rmt_jax.models.variants import RMTConfig
@@ -38,7 +39,7 @@ class SegmentationOutput(nnx.Module):
 
     def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs) -> None:
         """Replace the last convolution by a fresh one: normal(0, 0.01), zero bias."""
-        init = nnx.initializers.normal(0.01)
+        init = normal(0.01)
         self.conv_seg = nnx.Conv(
             self.features, num_classes, kernel_size=(1, 1), kernel_init=init, dtype=self.dtype, rngs=rngs
         )

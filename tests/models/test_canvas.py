@@ -11,7 +11,7 @@ from flax import nnx
 
 from rmt_jax.convert import from_torch
 from rmt_jax.models import FPN, Backbone, abstract_model, create_model
-from rmt_jax.models.detection_heads import XAVIER
+from rmt_jax.models.initializers import XAVIER
 from tests.golden import golden
 from tests.models.small import arrays, flat, images, jaxtyping_disabled, small
 

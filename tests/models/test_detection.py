@@ -23,8 +23,9 @@ from rmt_jax.models import (
     task_of,
     variant,
 )
-from rmt_jax.models.detection_heads import XAVIER, Upsample
+from rmt_jax.models.detection_heads import Upsample
 from rmt_jax.models.flops import count_detector_flops
+from rmt_jax.models.initializers import XAVIER
 from tests.golden import golden
 from tests.models.small import SIZES, abstract, arrays, flat, images, jaxtyping_disabled, small
 

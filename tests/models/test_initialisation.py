@@ -11,6 +11,7 @@ from flax import nnx
 
 from rmt_jax.models import create_model, factory, variant
 from rmt_jax.models.block import Block
+from rmt_jax.models.initializers import KAIMING, SHORTEST_ROW, XAVIER, normal, uniform_by_fan_in
 from rmt_jax.models.layers import DepthwiseConv2d, LayerNorm, Linear, conv3x3
 from tests.models.small import SIZES, flat, jaxtyping_disabled
 
@@ -57,6 +58,35 @@ def test_depthwise_convolutions_count_their_fan_in_for_each_channel(size: int, b
     for array in (layer.kernel, layer.bias):
         check_uniform(np.asarray(array[...]), bound)
     assert not np.array_equal(layer.kernel[0, 0, 0], layer.bias[...])
+
+
+# One number, a full row of the shortest, one more, and a kernel.
+SHAPES = [(1,), (SHORTEST_ROW,), (SHORTEST_ROW + 1,), (3, 3, 24, 48)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_draws_in_rows_are_the_draws_of_the_shape(shape: tuple[int, ...]) -> None:
+    key = jax.random.key(3)
+    np.testing.assert_array_equal(normal(0.02)(key, shape), nnx.initializers.normal(0.02)(key, shape))
+    bound = 1 / math.sqrt(9)
+    uniform = jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+    np.testing.assert_array_equal(uniform_by_fan_in(9)(key, shape), uniform)
+
+
+@pytest.mark.parametrize("shape", [(48, 96), (3, 3, 24, 48)])
+def test_draws_by_fans_are_those_of_the_library(shape: tuple[int, ...]) -> None:
+    key = jax.random.key(3)
+    kaiming = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+    np.testing.assert_allclose(KAIMING(key, shape), kaiming(key, shape), rtol=1e-6)
+    xavier = nnx.initializers.glorot_uniform()
+    np.testing.assert_allclose(XAVIER(key, shape), xavier(key, shape), rtol=1e-6, atol=1e-8)
+
+
+def test_few_programs_draw_a_model() -> None:
+    jaxpr = jax.make_jaxpr(lambda: nnx.state(create_model("rmt_l", rngs=nnx.Rngs(0)), nnx.Param))()
+    drawn = [eqn for eqn in jaxpr.eqns if eqn.params.get("name") in ("_normal", "_uniform")]
+    assert len(drawn) > 300
+    assert len({(eqn.params["name"], eqn.outvars[0].aval.shape) for eqn in drawn}) < 20
 
 
 def test_norms_start_at_one_and_zero() -> None:
