@@ -8,7 +8,7 @@ from rmt_jax.convert.directories import (
     has_checkpoint,
     workdir_classes,
 )
-from rmt_jax.convert.integrity import find_damage, write_manifest
+from rmt_jax.convert.integrity import CHECKPOINT_ITEMS, find_damage, write_manifest
 from rmt_jax.convert.names import from_torch, relpos_constants, to_torch, torch_key
 from rmt_jax.convert.preprocessing import IMAGENET, DensePreprocessing, Preprocessing, run_preprocessing
 from rmt_jax.convert.pretrained import load_pretrained
@@ -16,6 +16,7 @@ from rmt_jax.convert.sources import read_weights
 from rmt_jax.convert.weights import Fit, Weights, class_differences, load_into, name_some
 
 __all__ = [
+    "CHECKPOINT_ITEMS",
     "CLASSES_FILE",
     "IMAGENET",
     "DensePreprocessing",

@@ -9,7 +9,7 @@ import tensorstore
 
 MANIFEST_FILE = "manifest.json"
 METADATA_FILE = "_CHECKPOINT_METADATA"  # Orbax's own, of all items
-ITEMS = ("model", "ema", "optimizer")
+CHECKPOINT_ITEMS = ("model", "ema", "optimizer")
 
 _CHUNK = 2**22  # bytes read at a time
 
@@ -21,14 +21,14 @@ def write_manifest(folder: pathlib.Path) -> None:
     """
     files = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "crc32": _checksum(path)}
-        for item in ITEMS
+        for item in CHECKPOINT_ITEMS
         for path in sorted((folder / item).rglob("*"))
         if path.is_file()
     }
     (folder / MANIFEST_FILE).write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
 
 
-def find_damage(folder: pathlib.Path, items: Sequence[str] = ITEMS) -> str | None:
+def find_damage(folder: pathlib.Path, items: Sequence[str] = CHECKPOINT_ITEMS) -> str | None:
     """What is wrong with the files of a checkpoint, the first thing found; None where they are as they were written.
 
     A checkpoint without a readable manifest is read through instead: truncated and missing files are found, but not

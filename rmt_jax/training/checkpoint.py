@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from rmt_jax.convert import checkpoint_folder, write_manifest
+from rmt_jax.convert import CHECKPOINT_ITEMS, checkpoint_folder, write_manifest
 from rmt_jax.training.config import CheckpointConfig
 from rmt_jax.training.disk import checkpoint_size, describe_stop, free_space, reason_of
 from rmt_jax.training.recovery import interrupted_saves
@@ -22,6 +22,10 @@ from rmt_jax.training.state import State, Tree
 
 # Where a save fails, Orbax logs a traceback for every array beside the error that it raises.
 _TALKATIVE = ("absl", "asyncio")
+
+# Orbax has each replica of an array write a part of it, for which every device compiles a program for every shape.
+# Below this many bytes a part one replica writes it all.
+_SHARED_OUT = 2**20
 
 
 class SaveError(RuntimeError):
@@ -49,7 +53,8 @@ class Checkpoints:
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_manifest),
         )
         self.folder = checkpoint_folder(workdir)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        handlers = {name: _array_handler() for name in CHECKPOINT_ITEMS}
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     @property
     def latest_step(self) -> int | None:
@@ -68,7 +73,7 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
-        items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
+        items = {name: ocp.args.PyTreeSave(item) for name, item in _items(state).items()}
         with self._explained():
             self._manager.wait_until_finished()
             self._under_way = step, checkpoint_size(state)
@@ -78,7 +83,10 @@ class Checkpoints:
 
     def restore(self, step: int, abstract: State) -> State:
         """The state of a step, in the shapes, types and shardings of `abstract`."""
-        items = {name: ocp.args.StandardRestore(item) for name, item in _items(abstract).items()}
+        items = {
+            name: ocp.args.PyTreeRestore(item, restore_args=ocp.checkpoint_utils.construct_restore_args(item))
+            for name, item in _items(abstract).items()
+        }
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         return restored["model"] | {"ema": restored["ema"]} | restored["optimizer"]
 
@@ -146,6 +154,12 @@ class _LastAndBest:
         if scored:
             kept.add(max(scored)[1])  # of equal ones the latest
         return [step in kept for step in steps]
+
+
+def _array_handler() -> ocp.PyTreeCheckpointHandler:
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_SHARED_OUT)
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
 def _items(state: State) -> dict[str, Tree]:

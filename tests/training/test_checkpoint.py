@@ -1,11 +1,13 @@
 """Which checkpoints stay, also after a restart."""
 
+import contextlib
 import math
 import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from rmt_jax.convert import find_damage, has_checkpoint
 from rmt_jax.training.checkpoint import Checkpoints
@@ -57,3 +59,19 @@ def test_a_saved_step_comes_back_whole(tmp_path: pathlib.Path) -> None:
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state(0))
     jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(7, abstract), state(7))
     checkpoints.close()
+
+
+def test_small_arrays_are_saved_without_compiling(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Orbax would have every replica write a part, and compile what cuts it out for every shape and device."""
+    mesh = jax.sharding.Mesh(jax.devices(), ("data",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    part = {"params": {"kernel": jax.device_put(np.ones((8, 40), np.float32), everywhere)}, "batch_stats": {}}
+    whole = part | {"ema": part, "opt_state": {}, "step": jax.device_put(np.int32(1), everywhere)}
+    with jax.log_compiles():
+        jnp.ones((3, 17)).sum()
+        assert "Compiling" in caplog.text
+        caplog.clear()
+        with contextlib.closing(Checkpoints(tmp_path, CheckpointConfig())) as checkpoints:
+            checkpoints.save(1, whole)
+    assert "Compiling" not in caplog.text
+    assert steps(tmp_path) == [1]
