@@ -96,7 +96,7 @@ def test_folders_in_batches_to_json_and_csv(
     classifier: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["predict", str(classifier), str(folder), "--top", "2", "--batch-size", "2"]
-    assert main([*words, "--json", str(tmp_path / "found.json"), "--csv", "-", "--output", str(tmp_path / "out")]) == 1
+    assert main([*words, "--json", str(tmp_path / "found.json"), "--csv", "-", "--save", str(tmp_path / "out")]) == 1
     table, messages = capsys.readouterr()
     assert "cannot decode the picture" in messages
     assert "1 of 6 pictures could not be read." in messages
@@ -148,7 +148,7 @@ def test_a_segmentor_writes_labels_and_an_overlay(
     tmp_path: pathlib.Path, picture: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = write(tmp_path / "weights", "segmentation")
-    words = ["predict", str(tmp_path / "weights"), str(picture), "--output", str(tmp_path / "out")]
+    words = ["predict", str(tmp_path / "weights"), str(picture), "--save", str(tmp_path / "out")]
     assert main([*words, "--scale", "96", "48", "--json", str(tmp_path / "found.json")]) == 0
     said = capsys.readouterr().out
     with Image.open(tmp_path / "out" / "photo_labels.png") as image:
@@ -184,7 +184,7 @@ def test_what_cannot_be_predicted(
     (tmp_path / "empty").mkdir()
     assert main(["predict", str(tmp_path / "weights"), str(tmp_path / "empty")]) == 2
     assert "There is no picture in the folder" in capsys.readouterr().err
-    for words in (["--batch-size", "0"], ["--every=0"], ["--scale", "512", "0"], ["--output", str(picture)]):
+    for words in (["--batch-size", "0"], ["--every=0"], ["--scale", "512", "0"], ["--save", str(picture)]):
         assert main(["predict", str(tmp_path / "weights"), str(picture), *words]) == 2
         assert words[0].partition("=")[0] in capsys.readouterr().err
     assert main(["predict", str(tmp_path / "weights"), str(picture), "--top", "0"]) == 2
@@ -229,7 +229,7 @@ def test_a_detector_writes_objects_and_an_overlay(
     tmp_path: pathlib.Path, picture: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path / "weights", "detection")
-    words = ["predict", str(tmp_path / "weights"), str(picture), "--output", str(tmp_path / "out")]
+    words = ["predict", str(tmp_path / "weights"), str(picture), "--save", str(tmp_path / "out")]
     assert main([*words, "--scale", "96", "64", "--score", "0.5", "--csv", str(tmp_path / "found.csv")]) == 0
     entries = json.loads((tmp_path / "out" / "photo_objects.json").read_text())
     assert entries

@@ -16,16 +16,16 @@ if TYPE_CHECKING:  # what is heavy is imported where it is used
     from rmt_jax.training.prediction import Predictor
 
 DESCRIPTION = f"""\
-Says what is on pictures. Of a classifier the likeliest classes with their probabilities, and with --output DIR:
+Says what is on pictures. Of a classifier the likeliest classes with their probabilities, and with --save DIR:
 
   PICTURE_classes.png   the picture with these beside it
 
-Of a segmentor the classes that cover most of a picture, and into --output (or here):
+Of a segmentor the classes that cover most of a picture, and into --save (or here):
 
   PICTURE_labels.png    the class of every pixel, an indexed PNG whose values are the classes
   PICTURE_overlay.png   the same in colours over the picture
 
-Of a detector the objects with their scores, and into --output (or here):
+Of a detector the objects with their scores, and into --save (or here):
 
   PICTURE_objects.json  all of them: class, score, box (x1, y1, x2, y2), mask as COCO's run lengths
   PICTURE_overlay.png   those above --score over the picture
@@ -34,8 +34,8 @@ Of a detector the objects with their scores, and into --output (or here):
   rmt predict rmt_s/ cat.jpg
   rmt predict rmt_s/ photos/ 'more/*.png' --json photos.json
   rmt predict rmt_s/ photos/ --top 1 --csv - | cut -d, -f1,4
-  rmt predict workdir/ade20k street.jpg garden.jpg --output predictions
-  rmt predict workdir/coco street.mp4 --every 10 --score 0.5 --output street
+  rmt predict workdir/ade20k street.jpg garden.jpg --save predictions
+  rmt predict workdir/coco street.mp4 --every 10 --score 0.5 --save street
 
 A workdir's segmentor or detector predicts as its run evaluates: --scale, --slide and --flip are for others.
 """
@@ -53,7 +53,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", 
     add_pictures(parser)
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes of a classifier (default: 5)")
     parser.add_argument(
-        "--output", type=pathlib.Path, metavar="DIR", help="for the pictures with what is found drawn into them"
+        "--save", type=pathlib.Path, metavar="DIR", help="for the pictures with what is found drawn into them"
     )
     parser.add_argument(
         "--scale",
@@ -88,8 +88,8 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError(f"--top={options.top}: expected 1 or more.")
     if options.scale is not None and min(options.scale) < 1:
         raise ValueError(f"--scale {' '.join(map(str, options.scale))}: expected two sides of 1 or more.")
-    if options.output is not None and options.output.exists() and not options.output.is_dir():
-        raise ValueError(f"--output={options.output}: this is a file, and a directory is needed.")
+    if options.save is not None and options.save.exists() and not options.save.is_dir():
+        raise ValueError(f"--save={options.save}: this is a file, and a directory is needed.")
     pictures = Pictures(options)
     predictor = _predictor(options)
 

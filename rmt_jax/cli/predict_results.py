@@ -59,7 +59,7 @@ def predict(
         yield from _classify(predictor, pictures, options, size)
         return
     for name, stem, image in pictures:
-        path = (options.output or pathlib.Path()) / stem
+        path = (options.save or pathlib.Path()) / stem
         path.parent.mkdir(parents=True, exist_ok=True)
         if predictor.segments:
             yield _segment(predictor, name, image, path)
@@ -81,8 +81,8 @@ def _classify(
         found = predictor.batch_probabilities([pixels for _, pixels in batch], size)
         for (picture, _), probabilities in zip(batch, found, strict=True):
             best = np.argsort(-probabilities, kind="stable")[: options.top]
-            if options.output is not None:
-                path = options.output / picture.stem.with_name(f"{picture.stem.name}_classes.png")
+            if options.save is not None:
+                path = options.save / picture.stem.with_name(f"{picture.stem.name}_classes.png")
                 path.parent.mkdir(parents=True, exist_ok=True)
                 names = [predictor.class_names[label] for label in best]
                 replace_file(path, draw_classes(picture.image, names, probabilities[best]))
