@@ -1,7 +1,10 @@
 """One session for all tests: eight virtual CPU devices, products in full float32, quick compilation."""
 
+import atexit
 import os
 import pathlib
+import shutil
+import tempfile
 
 import jax
 import numpy as np
@@ -30,7 +33,17 @@ jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 
 jax.config.update("jax_default_matmul_precision", "highest")
 
+# Tests run the same programs again and again, each from a function of its own.
+compiled = tempfile.mkdtemp(prefix="compiled")
+atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+jax.config.update("jax_compilation_cache_dir", compiled)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
 LONGEST = (
+    "test_processes.py",
+    "test_detection_runs.py",
+    "test_notebooks.py",
+    "test_segmentation_runs.py",
     "test_program.py",
     "test_conversion.py",
     "test_torch_parity.py",
