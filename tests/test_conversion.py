@@ -15,7 +15,8 @@ REPOSITORY = pathlib.Path(__file__).parent.parent
 
 
 # All seven, and gradients of more than RMT-T's, are in docs/conversion.md: they take minutes. Here L with what a star
-# adds stands for the others, which are it with smaller numbers; tests/test_torch_parity.py has small ones of every kind.
+# adds stands for the others, which are it with smaller numbers; tests/test_torch_parity.py has small ones of every
+# kind.
 LEFT_OUT = ("rmt_s", "rmt_b", "rmt_l", "rmt_s_star", "rmt_b_star")
 TESTED = [
     section
