@@ -5,7 +5,6 @@ rows of a few lengths are drawn and cut to the shapes. Number i of a row depends
 (`jax_threefry_partitionable`, JAX's default), so they are the numbers that `jax.random.normal(key, shape)` gives.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -41,18 +40,12 @@ def _drawn_in_rows(of_shape: Callable[[Shape], nnx.Initializer]) -> nnx.Initiali
     """The distribution of a shape, which does not tell one number from another, drawn in a row."""
 
     def init(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
-        shape = tuple(shape)
-        length = SHORTEST_ROW
-        while length < math.prod(shape):
+        size, length = math.prod(shape), SHORTEST_ROW
+        while length < size:
             length *= 4
-        return _cut(of_shape(shape)(key, (length,), dtype), shape)
+        return of_shape(tuple(shape))(key, (length,), dtype)[:size].reshape(shape)
 
     return init
-
-
-@functools.partial(jax.jit, static_argnames="shape")
-def _cut(row: Array, shape: Shape) -> Array:
-    return row[: math.prod(shape)].reshape(shape)
 
 
 def _fans(shape: Shape) -> tuple[int, int]:
