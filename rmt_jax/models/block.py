@@ -15,7 +15,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from rmt_jax.models.layers import DepthwiseConv2d, DropPath, LayerNorm, Linear
+from rmt_jax.models.layers import DepthwiseConv2d, LayerNorm, Linear
 from rmt_jax.models.variants import RMTConfig
 from rmt_jax.ops import (
     FFNWeights,
@@ -156,40 +156,37 @@ class Block(nnx.Module):
         scale = config.layer_scale[stage]
         self.gamma_1 = None if scale is None else nnx.Param(jnp.full((dim,), scale, jnp.float32))
         self.gamma_2 = None if scale is None else nnx.Param(jnp.full((dim,), scale, jnp.float32))
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = drop_path
         self.per_device: PerDevice | None = None  # training sets it where pictures are split over devices
 
-    def __call__(
-        self, x: Map, key: Array | None = None, rate: Array | float | None = None, valid: Valid | None = None
-    ) -> Map:
+    def __call__(self, x: Map, keep: Float[Array, "branches=2 batch"] | None = None, valid: Valid | None = None) -> Map:
         """[batch height width channels] -> the same shape.
 
         Args:
             x: maps.
-            key: draws the drop path.
-            rate: replaces the drop path's rate.
+            keep: what drop path multiplies each picture's branches with, see `layers.drop_path`.
             valid: sizes of pictures that do not fill their maps; what is outside of them is not read, and there the
                 result means nothing.
         """
-        keys = (None, None) if key is None else jax.random.split(key)
+        first, second = (None, None) if keep is None else keep
         with jax.named_scope("position"):
             x = x + self.pos(x, valid)
         with jax.named_scope("retention"):
             branch = self.retention(self.retention_layer_norm(x), valid)
-            x = x + self.drop_path(_scale(self.gamma_1, branch), keys[0], rate)
+            x = x + _kept(_scale(self.gamma_1, branch), first)
         with jax.named_scope("ffn"):
             if valid is None and self._has_kernel(x):
-                return self._fused_ffn(x, self.drop_path.factor(len(x), keys[1], rate))
+                return self._fused_ffn(x, jnp.ones(len(x)) if second is None else second)
             branch = self.ffn(self.final_layer_norm(x), valid)
-            return x + self.drop_path(_scale(self.gamma_2, branch), keys[1], rate)
+            return x + _kept(_scale(self.gamma_2, branch), second)
 
     def _has_kernel(self, x: Map) -> bool:
         (_, height, width, _), fc1 = x.shape, self.ffn.fc1
         channels, hidden = fc1.kernel.shape
         return formulations.chosen_here("ffn") == "kernel" and ffn_fits(height, width, channels, hidden, fc1.dtype)
 
-    def _fused_ffn(self, x: Map, factor: Float[Array, " batch"]) -> Map:
-        """The same by a kernel, which is given the drop path's factor of each picture."""
+    def _fused_ffn(self, x: Map, keep: Float[Array, " batch"]) -> Map:
+        """The same by a kernel, drop path included."""
         norm, layers = self.final_layer_norm, (self.ffn.fc1, self.ffn.dwconv, self.ffn.fc2)
         leaves = [
             norm.scale,
@@ -201,8 +198,14 @@ class Block(nnx.Module):
         fused: Callable[..., Map] = functools.partial(fused_ffn, epsilon=self.final_layer_norm.epsilon)
         if self.per_device is not None:
             fused = self.per_device(fused, weights=1)
-        return fused(x.astype(self.ffn.fc1.dtype), factor, weights)
+        return fused(x.astype(self.ffn.fc1.dtype), keep, weights)
 
 
 def _scale(gamma: nnx.Param | None, x: Array) -> Array:
     return x if gamma is None else gamma[...].astype(x.dtype) * x
+
+
+def _kept(branch: Map, keep: Float[Array, " batch"] | None) -> Map:
+    if keep is None:
+        return branch
+    return (branch.astype(jnp.float32) * keep[:, None, None, None]).astype(branch.dtype)

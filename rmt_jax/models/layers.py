@@ -4,15 +4,13 @@ Initialisation is upstream's: linear layers normal(0, 0.02) with zero bias, conv
 +-1 / sqrt(fan_in), weights and biases alike.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
-from jaxtyping import Float
+from jaxtyping import Float, Key
 
 from rmt_jax.models.initializers import KAIMING, normal, uniform_by_fan_in
 from rmt_jax.ops import Valid, clear, depthwise_conv2d, inside, layer_norm, linear, strided
@@ -200,22 +198,22 @@ class ConvModule(nnx.Module):
         return x if self.bn is None else nnx.relu(self.bn(x, strided(valid, self.strides)))
 
 
-class DropPath(nnx.Module):
-    """Stochastic depth: drops a residual branch for whole samples and scales the kept ones by 1 / keep.
+def drop_path(
+    keys: Key[Array, " blocks"], rates: Float[Array, " blocks"], batch: int
+) -> Float[Array, "blocks branches=2 batch"]:
+    """Stochastic depth: what each sample's branches are multiplied with, 0 or 1 / keep.
 
-    Stores nothing random: the key comes with the call.
+    Args:
+        keys: of the blocks.
+        rates: how likely each drops a branch, below 1.
+        batch: samples.
     """
 
-    def __init__(self, rate: float):
-        self.rate = rate
+    def draw(key: Array, rate: Array) -> Float[Array, "branches=2 batch"]:
+        kept = [jax.random.bernoulli(branch, 1 - rate, (batch,)) for branch in jax.random.split(key)]
+        return jnp.where(jnp.stack(kept), 1 / (1 - rate), 0)
 
-    def __call__(self, x: Map, key: Array | None, rate: Array | float | None = None) -> Map:
-        """Without a key, or at rate 0, x itself. rate: in place of the module's own; it may be traced."""
-        return _drop(x, key, self.rate if rate is None else rate, (x.shape[0], 1, 1, 1))
-
-    def factor(self, batch: int, key: Array | None, rate: Array | float | None = None) -> Float[Array, " batch"]:
-        """What the call multiplies each of so many samples with: 0 or 1 / keep, the same draws."""
-        return self(jnp.ones((batch, 1, 1, 1)), key, rate).reshape(batch)
+    return jax.vmap(draw)(keys, rates)
 
 
 class Dropout2d(nnx.Module):
@@ -226,13 +224,8 @@ class Dropout2d(nnx.Module):
 
     def __call__(self, x: Map, key: Array | None) -> Map:
         """Without a key, or at rate 0, x itself."""
-        return _drop(x, key, self.rate, (x.shape[0], 1, 1, x.shape[3]))
-
-
-def _drop(x: Map, key: Array | None, rate: Array | float, shape: tuple[Any, ...]) -> Map:
-    """x with parts set to 0, one draw for each entry of `shape`, which broadcasts; its sizes may be symbolic."""
-    if key is None or (isinstance(rate, float) and rate == 0):
-        return x
-    keep = 1 - rate
-    mask = jax.random.bernoulli(key, keep, shape)
-    return jnp.where(mask, x.astype(jnp.float32) / keep, 0).astype(x.dtype)
+        if key is None or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        mask = jax.random.bernoulli(key, keep, (x.shape[0], 1, 1, x.shape[3]))
+        return jnp.where(mask, x.astype(jnp.float32) / keep, 0).astype(x.dtype)

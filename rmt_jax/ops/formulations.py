@@ -22,12 +22,16 @@ FORMULATIONS: Mapping[str, Mapping[str, str]] = {
     "depthwise": {"gpu": "convolution", "default": "shifts"},
     # The feed-forward branch of a block: its layers one after the other, or a Pallas kernel for maps that fit.
     "ffn": {"tpu": "kernel", "default": "layers"},
+    # The blocks of a stage: every block on all pictures, or all blocks on a few pictures at a time, so that what they
+    # compute stays in a CPU's cache.
+    "blocks": {"cpu": "few_pictures", "default": "all_pictures"},
 }
 _CHOICES: Mapping[str, frozenset[str]] = {
     "retention": frozenset({"at_once", "kernel"}),
     "sums": frozenset({"by_halves", "reduction"}),
     "depthwise": frozenset({"convolution", "shifts"}),
     "ffn": frozenset({"kernel", "layers"}),
+    "blocks": frozenset({"few_pictures", "all_pictures"}),
 }
 
 Overrides = tuple[tuple[str, str], ...]  # (operation, formulation)

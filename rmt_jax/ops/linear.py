@@ -1,5 +1,7 @@
 """Linear layer with its own backward pass, for the sake of CPUs."""
 
+from typing import Any, TypeVar
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -11,6 +13,7 @@ Inputs = Float[Array, "*axes inputs"]
 Outputs = Float[Array, "*axes outputs"]
 Kernel = Float[Array, "inputs outputs"]
 Bias = Float[Array, " outputs"]
+Arrays = TypeVar("Arrays")
 
 
 @jax.custom_vjp
@@ -33,9 +36,15 @@ def _backward(saved: tuple[Inputs, Kernel], dy: Outputs) -> tuple[Inputs, Kernel
 linear.defvjp(_forward, _backward)
 
 
-def computed_once(dy: Float[Array, "..."]) -> Float[Array, "..."]:
-    """dy itself, which XLA for CPUs would work out again in each of the products that it is used in."""
-    return by_platform("sums", overrides(), {"reduction": _as_it_is, "by_halves": jax.lax.optimization_barrier}, dy)
+def computed_once(x: Arrays) -> Arrays:
+    """x itself, an array or several, which XLA for CPUs would work out again wherever it is used.
+
+    Or, where two decays are of one size, would make a copy of one of them for every line of every picture.
+    """
+    found: Arrays = by_platform(
+        "sums", overrides(), {"reduction": _as_it_is, "by_halves": jax.lax.optimization_barrier}, x
+    )
+    return found
 
 
 def sum_rows(x: Outputs) -> Bias:
@@ -44,7 +53,7 @@ def sum_rows(x: Outputs) -> Bias:
     return by_platform("sums", overrides(), {"reduction": _sum, "by_halves": _sum_by_product}, rows)
 
 
-def _as_it_is(x: Array) -> Array:
+def _as_it_is(x: Any) -> Any:
     return x
 
 

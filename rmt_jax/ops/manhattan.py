@@ -18,6 +18,7 @@ from jaxtyping import Float
 from rmt_jax.ops import formulations
 from rmt_jax.ops.canvas import Valid
 from rmt_jax.ops.formulations import Overrides, by_platform
+from rmt_jax.ops.linear import computed_once
 from rmt_jax.ops.pallas_retention import fits, fused_retention_backward, fused_retention_forward
 from rmt_jax.ops.retention import (
     Heads,
@@ -67,7 +68,7 @@ def attend(q: Map, k: Map, v: Map, heads: Heads, valid: Valid | None = None) -> 
     q, k = _rotated(q, valid), _rotated(k * dim**-0.5, valid)
     large = len(log_rates) * (height * width) ** 2 > MOST_LOGITS
     if heads.decomposed or large or valid is not None:
-        decays = _axis_decay(width, log_rates, valid, 1), _axis_decay(height, log_rates, valid, 0)
+        decays = computed_once((_axis_decay(width, log_rates, valid, 1), _axis_decay(height, log_rates, valid, 0)))
         rows = max(1, LOGITS_AT_A_TIME // (len(log_rates) * height * width**2))
         along_axes = decomposed_retention if heads.decomposed else functools.partial(full_retention_by_rows, rows=rows)
         y = jax.vmap(along_axes, in_axes=(0, 0, 0, None, None) if valid is None else 0)(q, k, v, *decays)

@@ -50,13 +50,23 @@ def retention(
     Returns:
         [queries value_dim] in the type of v.
     """
-    logits = jnp.matmul(q, k.T, preferred_element_type=jnp.float32) + decay
+    logits = jnp.einsum("qd,kd->qk", q, k, preferred_element_type=jnp.float32) + decay
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     weighted = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     return (weighted / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
 
 
-_heads = jax.vmap(retention, in_axes=(1, 1, 1, 0), out_axes=1)  # [length heads dim], decay [heads length length]
+def _heads(
+    q: Float[Array, "queries heads dim"],
+    k: Float[Array, "length heads dim"],
+    v: Float[Array, "length heads dim"],
+    decay: Float[Array, "heads queries length"],
+) -> Float[Array, "queries heads dim"]:
+    # Heads first in memory: XLA for CPUs rotates while it moves them there, and multiplies what it finds there.
+    q, k, v = (jnp.moveaxis(x, 1, 0) for x in (q, k, v))
+    return jnp.moveaxis(jax.vmap(retention)(q, k, v, decay), 0, 1)
+
+
 _rows = jax.vmap(_heads, in_axes=(0, 0, 0, None))  # along the width, for every row
 _columns = jax.vmap(_heads, in_axes=(1, 1, 1, None), out_axes=1)  # along the height, for every column
 

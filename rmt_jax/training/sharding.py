@@ -195,9 +195,9 @@ class PerDevice:
 def formulations_for(mesh: Mesh) -> Iterator[None]:
     """For tracing a program for these devices: their platform's formulations, and kernels of the size of their memory.
 
-    With several devices, adding up halves of a batch would send them to other devices.
+    With several devices, halves of a batch that are added up, or a few pictures at a time, would be on other devices.
     """
-    choices = {"sums": "reduction"} if mesh.size > 1 else {}
+    choices = {"sums": "reduction", "blocks": "all_pictures"} if mesh.size > 1 else {}
     with formulations.asking(platform_of(mesh), **choices), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         yield
 

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from rmt_jax.models.block import FFN, Block, Retention
+from rmt_jax.models.layers import drop_path
 from rmt_jax.ops import log_decay_rates
 from tests.models.small import flat, small
 from tests.ops import naive
@@ -116,13 +117,13 @@ def test_gamma_of_zero_leaves_its_branch_out(gamma: str) -> None:
     np.testing.assert_allclose(apply(module, maps()), x, rtol=1e-5, atol=1e-5)
 
 
-def test_drop_path_drops_each_branch_by_its_own_key() -> None:
+def test_drop_path_drops_each_branch_for_itself() -> None:
     """At rate 1/2: a sample keeps both branches at twice the size, one, the other, or none."""
     module = block()
-    module.drop_path.rate = 0.5
     batch = 64
     x = jnp.repeat(maps(1), batch, axis=0)
-    y = np.asarray(jax.jit(lambda module, x: module(x, jax.random.key(0)))(module, x))
+    (keep,) = drop_path(jax.random.split(jax.random.key(0), 1), jnp.asarray([0.5]), batch)
+    y = np.asarray(jax.jit(lambda module, x: module(x, keep))(module, x))
 
     w, start = weights(module), np.asarray(maps(1), np.float64)
     start = start + depthwise(w, "pos", start)

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from rmt_jax.models import block_loop
 from rmt_jax.models.block_loop import Remat
 from rmt_jax.models.rmt import Stage
+from rmt_jax.ops import clear, formulations
 from tests.models.small import Tree, arrays, images, primitives, small
 
 
@@ -79,3 +81,53 @@ def test_block_loop_run_with_what_the_gather_gives(scan: bool) -> None:
     ours = jax.jit(lambda params: nnx.merge(graph, params, stats, copy=True)(x))(params)
     expected = jax.jit(lambda params: nnx.merge(plain, double(params), stats, copy=True)(x))(params)
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.fixture
+def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU, with maps of 4x5x8 that are too large for more than two pictures at a time."""
+    monkeypatch.setattr(block_loop, "NUMBERS_AT_A_TIME", 2 * 4 * 5 * 8)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_few_pictures_at_a_time_give_the_same(few_pictures: None, scan: bool, masked: bool) -> None:
+    graph, params, stats = arrays(stage("none", scan))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((6, 4, 5, 8)), jnp.float32)
+    valid = jnp.asarray([[4, 5], [3, 5], [4, 2], [1, 1], [2, 3], [4, 5]]) if masked else None
+    inside = jnp.ones(x.shape) if valid is None else clear(jnp.ones(x.shape), valid)
+
+    found = {}
+    for choice in ("few_pictures", "all_pictures"):
+
+        def loss(params: Tree, x: jax.Array) -> jax.Array:  # a new one each time, for JAX keeps what it has traced
+            keys = jax.random.split(jax.random.key(0), 3)
+            return jnp.square(nnx.merge(graph, params, stats, copy=True)(x, keys, valid) * inside).mean()
+
+        with formulations.asking("cpu", blocks=choice):
+            names = [equation.primitive.name for equation in primitives(jax.make_jaxpr(loss)(params, x).jaxpr)]
+            found[choice] = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, x)
+        assert names.count("scan") == scan + (choice == "few_pictures")
+    for ours, theirs in zip(*map(jax.tree.leaves, found.values()), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize(
+    ("batch", "expected"), [(1, None), (2, None), (4, 2), (5, 1), (6, 2), (7, 1)], ids=lambda value: str(value)
+)
+def test_pictures_at_a_time(few_pictures: None, batch: int, expected: int | None) -> None:
+    with formulations.asking("cpu"):
+        assert block_loop.pictures_at_a_time(jnp.ones((batch, 4, 5, 8))) == expected
+
+
+def test_small_maps_are_computed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with formulations.asking("cpu"):
+        for maps, expected in [(0.5, 1), (3.5, 3), (4, None)]:
+            monkeypatch.setattr(block_loop, "NUMBERS_AT_A_TIME", int(maps * 4 * 5 * 8))
+            assert block_loop.pictures_at_a_time(jnp.ones((6, 4, 5, 8))) == expected
+
+
+@pytest.mark.parametrize("platform", ["tpu", "gpu"])
+def test_accelerators_take_all_pictures(few_pictures: None, platform: str) -> None:
+    with formulations.asking(platform):
+        assert block_loop.pictures_at_a_time(jnp.ones((6, 4, 5, 8))) is None

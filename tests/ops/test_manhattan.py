@@ -97,7 +97,7 @@ def test_the_environment_decides_for_every_platform(monkeypatch: pytest.MonkeyPa
     for platform in ("cpu", "tpu"):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert "tpu_custom_call" not in text
-    choices = "retention at_once, sums reduction, depthwise shifts, ffn layers"
+    choices = "retention at_once, sums reduction, depthwise shifts, ffn layers, blocks few_pictures"
     assert formulations.describe("cpu") == f"{choices} (RMT_JAX_FORMULATIONS=retention=at_once, sums=reduction)"
 
 
@@ -118,10 +118,16 @@ def test_the_environment_comes_before_what_a_program_asks_for(monkeypatch: pytes
     assert formulations.overrides() == (("sums", "by_halves"),)
 
 
-def test_what_a_summary_says() -> None:
-    assert formulations.describe("tpu") == "retention kernel, sums reduction, depthwise shifts, ffn kernel"
-    assert formulations.describe("cpu") == "retention at_once, sums by_halves, depthwise shifts, ffn layers"
-    assert formulations.describe("gpu") == "retention at_once, sums reduction, depthwise convolution, ffn layers"
+@pytest.mark.parametrize(
+    ("platform", "expected"),
+    [
+        ("tpu", "retention kernel, sums reduction, depthwise shifts, ffn kernel, blocks all_pictures"),
+        ("cpu", "retention at_once, sums by_halves, depthwise shifts, ffn layers, blocks few_pictures"),
+        ("gpu", "retention at_once, sums reduction, depthwise convolution, ffn layers, blocks all_pictures"),
+    ],
+)
+def test_what_a_summary_says(platform: str, expected: str) -> None:
+    assert formulations.describe(platform) == expected
 
 
 def test_nothing_between_is_kept_for_the_backward_pass() -> None:
