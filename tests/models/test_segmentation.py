@@ -219,7 +219,7 @@ def test_other_classes(head: str) -> None:
 def test_numbers_of_run_time_reach_the_backbone() -> None:
     model = segmentor("upernet", drop_path=0.3, remat="full", scan=True, dropout=0.25)
     assert {(stage.remat, stage.scan) for stage in model.backbone.layers} == {("full", True)}
-    assert model.backbone.layers[3].blocks[0].drop_path.rate == 0.3
+    assert model.backbone.layers[3].blocks[0].drop_path == 0.3
     assert isinstance(model.decode_head, UPerHead)
     assert model.decode_head.dropout.rate == model.auxiliary_head.dropout.rate == 0.25
 
