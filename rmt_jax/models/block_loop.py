@@ -23,9 +23,8 @@ _POLICIES: dict[str, Any] = {
 # Makes whole what is split over devices: the weights of a block, any tree, to the same tree.
 Gather = Callable[[Any], Any]
 
-
-# Numbers of the maps that go through a stage together on CPUs: 1 MiB of float32, the cache of a core. Where it holds
-# more maps than this, all at once are as fast.
+# CPUs take as many pictures at a time as have so many numbers in their maps: 1 MiB of float32, the cache of a core. Of
+# maps so small that more than MOST_PICTURES fit, all at once are as fast.
 NUMBERS_AT_A_TIME = 2**18
 MOST_PICTURES = 3
 
