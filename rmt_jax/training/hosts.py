@@ -27,7 +27,7 @@ _EVERY = 1.0  # seconds between two looks at the others
 _LOST_AFTER = 60.0  # seconds of silence; jax itself ends all processes, without a message, after 100
 _LOST_IN_TROUBLE = 5.0  # the same, when a collective has failed already
 _EXIT_WITHIN = 5.0  # seconds that a failing process gives the others to read its message
-_LAST_TO_LEAVE = 2.0  # seconds that the first process stays on after the last has ended: it serves the store
+_LAST_TO_LEAVE = 2.0  # seconds that the first process stays on after the last is through: it serves the store
 _END_WITHIN = 600.0  # seconds that the first process at its end waits for the last one
 
 _GONE = "it was killed, or its machine or network is gone"
@@ -191,6 +191,8 @@ class Hosts:
             deadline = time.monotonic() + _EXIT_WITHIN
             while time.monotonic() < deadline and len(self._seen()) < self.count:
                 time.sleep(0.1)
+            # Who has seen the error has still to end, and jax aborts those who find this one gone.
+            time.sleep(_LAST_TO_LEAVE)
         for child in multiprocessing.active_children():
             child.kill()
         sys.stdout.flush()

@@ -24,7 +24,7 @@ from rmt_jax.models.rmt import MIN_SIZE
 from rmt_jax.tasks.classification import normalize
 from rmt_jax.training.metrics import replace_file
 from rmt_jax.training.program import keep_to_devices
-from rmt_jax.training.sharding import MeshConfig, batch_sharding, make_mesh, replicated
+from rmt_jax.training.sharding import MeshConfig, batch_sharding, formulations_for, make_mesh, replicated
 
 IMAGE_SIZE = GRID * MIN_SIZE
 PART = 10_000  # pictures between two points that an interrupted run goes on from
@@ -177,7 +177,11 @@ def _compile(teacher: Teacher) -> Callable[[np.ndarray], Array]:
     def step(state: Any, images: Array) -> Array:
         return label_maps(nnx.merge(graph, state), teacher.preprocessing, images)
 
-    return lambda images: step(state, jax.device_put(images, batch_sharding(mesh)))
+    def run(images: np.ndarray) -> Array:
+        with formulations_for(mesh):
+            return step(state, jax.device_put(images, batch_sharding(mesh)))
+
+    return run
 
 
 def _batches(
