@@ -27,7 +27,7 @@ _EVERY = 1.0  # seconds between two looks at the others
 _LOST_AFTER = 60.0  # seconds of silence; jax itself ends all processes, without a message, after 100
 _LOST_IN_TROUBLE = 5.0  # the same, when a collective has failed already
 _EXIT_WITHIN = 5.0  # seconds that a failing process gives the others to read its message
-_LAST_TO_LEAVE = 2.0  # seconds that the first process stays on after the last is through: it serves the store
+_LAST_TO_LEAVE = 2.0  # seconds that the first process, which serves the store, stays on after the others are done
 _END_WITHIN = 600.0  # seconds that the first process at its end waits for the last one
 
 _GONE = "it was killed, or its machine or network is gone"
