@@ -150,16 +150,17 @@ def wrap(module: Any, name: str, change: Callable[..., Any]) -> Callable[[pytest
 def unflipped_backward() -> Callable[[pytest.MonkeyPatch], None]:
     """The backward pass convolves with the kernel as it is."""
 
-    @jax.custom_vjp
-    def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return original(x, kernel)
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+    def conv(x: jax.Array, kernel: jax.Array, bias: jax.Array, residual: bool = False) -> jax.Array:
+        return original(x, kernel, bias, residual=residual)
 
-    def backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x, kernel = saved
-        return original(dy, kernel), jax.vjp(original, x, kernel)[1](dy)[1]
+    def backward(residual: bool, saved: tuple[jax.Array, ...], dy: jax.Array) -> tuple[jax.Array, ...]:
+        _, kernel, bias = saved
+        unflipped = original(dy, kernel, jnp.zeros_like(bias), residual=residual)
+        return unflipped, *jax.vjp(functools.partial(original, residual=residual), *saved)[1](dy)[1:]
 
     original = layers.depthwise_conv2d
-    conv.defvjp(lambda x, kernel: (original(x, kernel), (x, kernel)), backward)
+    conv.defvjp(lambda *arguments: (conv(*arguments), arguments[:3]), backward)
     return lambda monkeypatch: monkeypatch.setattr(layers, "depthwise_conv2d", conv)
 
 
@@ -244,7 +245,11 @@ MISTAKES: dict[str, tuple[str, set[str], Callable[[pytest.MonkeyPatch], None]]] 
     "kernel upside down": (
         "depthwise",
         {"function", "function gradient"},
-        wrap(layers, "depthwise_conv2d", lambda original, x, kernel: original(x, kernel[::-1])),
+        wrap(
+            layers,
+            "depthwise_conv2d",
+            lambda original, x, kernel, *rest, **options: original(x, kernel[::-1], *rest, **options),
+        ),
     ),
     "backward pass without the flip": ("depthwise", {"function gradient"}, unflipped_backward()),
     "rotary phase by column only": (

@@ -59,7 +59,7 @@ def attention_map(
     chosen = blocks[block]
     for earlier in blocks[: blocks.index(chosen)]:
         x = earlier(x)
-    return chosen.retention.attention(chosen.retention_layer_norm(x + chosen.pos(x)), *position)
+    return chosen.retention.attention(chosen.retention_layer_norm(chosen.pos(x, residual=True)), *position)
 
 
 def decay_map(

@@ -6,7 +6,6 @@ what a profile shows.
 
 import functools
 from collections.abc import Callable
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from rmt_jax.models.layers import DepthwiseConv2d, LayerNorm, Linear
+from rmt_jax.models.layers import DepthwiseConv2d, LayerNorm, Linear, PerDevice
 from rmt_jax.models.variants import RMTConfig
 from rmt_jax.ops import (
     FFNWeights,
@@ -32,13 +31,6 @@ from rmt_jax.ops import (
 )
 
 Map = Float[Array, "batch height width channels"]
-
-
-class PerDevice(Protocol):
-    """Makes a function of maps work on every device's own pictures: a kernel cannot be split by the compiler."""
-
-    def __call__(self, function: Callable[..., Map], *, weights: int = 0) -> Callable[..., Map]:
-        """The function of whole arrays, of which the last `weights` have no pictures."""
 
 
 class Retention(nnx.Module):
@@ -131,7 +123,7 @@ class FFN(nnx.Module):
         """[batch height width channels] -> the same shape; nothing outside of pictures of `valid` sizes is read."""
         h = gelu(self.fc1(x))
         with jax.named_scope("dwconv"):
-            mixed = h + self.dwconv(h, valid)
+            mixed = self.dwconv(h, valid, residual=True)
         return self.fc2(mixed)
 
 
@@ -170,7 +162,7 @@ class Block(nnx.Module):
         """
         first, second = (None, None) if keep is None else keep
         with jax.named_scope("position"):
-            x = x + self.pos(x, valid)
+            x = self.pos(x, valid, residual=True)
         with jax.named_scope("retention"):
             branch = self.retention(self.retention_layer_norm(x), valid)
             x = x + _kept(_scale(self.gamma_1, branch), first)

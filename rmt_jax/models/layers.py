@@ -4,6 +4,10 @@ Initialisation is upstream's: linear layers normal(0, 0.02) with zero bias, conv
 +-1 / sqrt(fan_in), weights and biases alike.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Protocol
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -13,9 +17,17 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Key
 
 from rmt_jax.models.initializers import KAIMING, normal, uniform_by_fan_in
-from rmt_jax.ops import Valid, clear, depthwise_conv2d, inside, layer_norm, linear, strided
+from rmt_jax.ops import Valid, clear, depthwise_conv2d, formulations, inside, layer_norm, linear, strided
 
 Map = Float[Array, "batch height width channels"]
+
+
+class PerDevice(Protocol):
+    """Makes a function of maps work on every device's own pictures: a kernel cannot be split by the compiler."""
+
+    def __call__(self, function: Callable[..., Map], *, weights: int = 0) -> Callable[..., Map]:
+        """The function of whole arrays, of which the last `weights` have no pictures."""
+
 
 TRUNK = normal(0.02)
 
@@ -89,11 +101,17 @@ class DepthwiseConv2d(nnx.Module):
         self.kernel = nnx.Param(init(rngs.params(), (kernel_size, kernel_size, 1, features)))
         self.bias = nnx.Param(init(rngs.params(), (features,)))
         self.dtype = dtype
+        self.per_device: PerDevice | None = None  # training sets it where pictures are split over devices
 
-    def __call__(self, x: Map, valid: Valid | None = None) -> Map:
-        """[batch height width channels] -> the same shape; nothing outside of pictures of `valid` sizes is read."""
-        x = clear(x, valid).astype(self.dtype)
-        return depthwise_conv2d(x, self.kernel[...]) + self.bias[...].astype(self.dtype)
+    def __call__(self, x: Map, valid: Valid | None = None, *, residual: bool = False) -> Map:
+        """[batch height width channels] -> the same shape; nothing outside of pictures of `valid` sizes is read.
+
+        With `residual` x is added, but for what is outside.
+        """
+        convolve: Callable[..., Map] = functools.partial(depthwise_conv2d, residual=residual)
+        if self.per_device is not None and formulations.chosen_here("depthwise") == "triton":
+            convolve = self.per_device(convolve, weights=2)
+        return convolve(clear(x, valid).astype(self.dtype), self.kernel[...], self.bias[...])
 
 
 class BatchNorm(nnx.Module):

@@ -49,6 +49,7 @@ from rmt_jax.ops.retention import (
 from rmt_jax.ops.roi_align import multilevel_roi_align, roi_align, roi_levels
 from rmt_jax.ops.sampling import Samples, at_random, evenly, sample
 from rmt_jax.ops.token_labels import token_targets
+from rmt_jax.ops.triton_retention import triton_fits
 
 __all__ = [
     "RETINANET_SCALES",
@@ -126,5 +127,6 @@ __all__ = [
     "strided",
     "swap_boxes",
     "token_targets",
+    "triton_fits",
     "unpack_bits",
 ]

@@ -1,9 +1,12 @@
-"""Depthwise convolution with its own backward pass: shifted multiply-adds, or on GPUs cuDNN's grouped convolution.
+"""Depthwise convolution with its own backward pass: shifted multiply-adds, or on GPUs a kernel.
 
 Measured on CPUs and in compiled TPU programs, a sum of shifted products moves fewer bytes than XLA's grouped
 convolution, but only forward: its automatic derivative moves five times more. Hence the hand-written rule. On GPUs XLA
-computes what comes before, such as a GELU, once for every tap, and cuDNN is 2.4 to 4 times as fast.
+computes what comes before, such as a GELU, once for every tap, and cuDNN takes many times as long as the memory needs:
+see `triton_depthwise`.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +14,22 @@ from jax import Array
 from jaxtyping import Float
 
 from rmt_jax.ops.formulations import by_platform, chosen_here, overrides
+from rmt_jax.ops.linear import sum_rows
+from rmt_jax.ops.triton_depthwise import triton_depthwise, triton_depthwise_gradients
 
 Map = Float[Array, "batch height width channels"]
 Kernel = Float[Array, "kernel_height kernel_width 1 channels"]
+Bias = Float[Array, " channels"]
 
 
-@jax.custom_vjp
-def depthwise_conv2d(x: Map, kernel: Kernel) -> Map:
-    """Depthwise convolution, stride 1, zero padding that keeps the size; sums in float32.
+def depthwise_conv2d(x: Map, kernel: Kernel, bias: Bias, *, residual: bool = False) -> Map:
+    """Depthwise convolution with a bias, stride 1, zero padding that keeps the size; sums in float32.
 
     Args:
         x: the map.
         kernel: odd height and width, flax's layout.
+        bias: of each channel.
+        residual: add x.
 
     Returns:
         A map of x's shape and type. `reference.depthwise_conv2d` is the specification.
@@ -32,19 +39,54 @@ def depthwise_conv2d(x: Map, kernel: Kernel) -> Map:
     """
     if not kernel.shape[0] % 2 or not kernel.shape[1] % 2:
         raise ValueError(f"depthwise_conv2d needs odd kernel sizes, got {kernel.shape[0]}x{kernel.shape[1]}.")
-    return _grouped_convolution(x, kernel) if _by_convolution() else _shifted_products(x, kernel)
+    return _depthwise(residual, x, kernel, bias)
 
 
-def _by_convolution() -> bool:
-    # Chosen when it is traced: of both in one program, the other's operations would be counted too.
-    return chosen_here("depthwise") == "convolution"
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _depthwise(residual: bool, x: Map, kernel: Kernel, bias: Bias) -> Map:
+    return _convolved(residual, x, kernel, bias)
 
 
-def _shifted_products(x: Map, kernel: Kernel) -> Map:
-    total = sum(
-        window.astype(jnp.float32) * kernel[i, j, 0].astype(jnp.float32) for i, j, window in _windows(x, kernel)
-    )
-    return jnp.asarray(total, x.dtype)
+def _forward(residual: bool, x: Map, kernel: Kernel, bias: Bias) -> tuple[Map, tuple[Map, Kernel, Bias]]:
+    return _depthwise(residual, x, kernel, bias), (x, kernel, bias)
+
+
+def _backward(residual: bool, saved: tuple[Map, Kernel, Bias], dy: Map) -> tuple[Map, Kernel, Bias]:
+    x, kernel, bias = saved
+    dx = _convolved(residual, dy, kernel[::-1, ::-1], jnp.zeros_like(bias))
+    gradients = {
+        "shifts": _shifted_gradients,
+        "convolution": _grouped_gradients,
+        "triton": triton_depthwise_gradients,
+    }
+    rows, columns = kernel.shape[:2]
+    dkernel, dbias = gradients[_chosen()](x, dy, (rows, columns))
+    return dx, dkernel.astype(kernel.dtype), dbias.astype(bias.dtype)
+
+
+_depthwise.defvjp(_forward, _backward)
+
+
+def _chosen() -> str:
+    # When it is traced: of all in one program, the others' operations would be counted too.
+    return chosen_here("depthwise")
+
+
+def _convolved(residual: bool, x: Map, kernel: Kernel, bias: Bias) -> Map:
+    formulation = _chosen()
+    if formulation == "convolution":
+        y = _grouped_convolution(x, kernel) + bias.astype(x.dtype)
+        return x + y if residual else y
+    kernel, bias = kernel.astype(jnp.float32), bias.astype(jnp.float32)
+    if residual:
+        kernel = kernel.at[kernel.shape[0] // 2, kernel.shape[1] // 2].add(1)
+    return triton_depthwise(x, kernel, bias) if formulation == "triton" else _shifted_products(x, kernel, bias)
+
+
+def _shifted_products(x: Map, kernel: Kernel, bias: Bias) -> Map:
+    rows, columns = kernel.shape[:2]
+    total = sum(window.astype(jnp.float32) * kernel[i, j, 0] for i, j, window in _windows(x, (rows, columns)))
+    return (total + bias).astype(x.dtype)
 
 
 def _grouped_convolution(x: Map, kernel: Kernel) -> Map:
@@ -59,39 +101,29 @@ def _grouped_convolution(x: Map, kernel: Kernel) -> Map:
     )
 
 
-def _windows(x: Array, kernel: Array) -> list[tuple[int, int, Array]]:
+def _windows(x: Array, kernel_size: tuple[int, int]) -> list[tuple[int, int, Array]]:
     """The input as each tap of the kernel sees it: (row of the tap, column of the tap, shifted x)."""
-    kernel_height, kernel_width = kernel.shape[:2]
+    rows, columns = kernel_size
     height, width = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (kernel_height // 2,) * 2, (kernel_width // 2,) * 2, (0, 0)))
-    return [(i, j, padded[:, i : i + height, j : j + width]) for i in range(kernel_height) for j in range(kernel_width)]
+    padded = jnp.pad(x, ((0, 0), (rows // 2,) * 2, (columns // 2,) * 2, (0, 0)))
+    return [(i, j, padded[:, i : i + height, j : j + width]) for i in range(rows) for j in range(columns)]
 
 
-def _forward(x: Map, kernel: Kernel) -> tuple[Map, tuple[Map, Kernel]]:
-    return depthwise_conv2d(x, kernel), (x, kernel)
-
-
-def _backward(saved: tuple[Map, Kernel], dy: Map) -> tuple[Map, Kernel]:
-    x, kernel = saved
-    dx = depthwise_conv2d(dy, kernel[::-1, ::-1])
-    gradient = _convolution_gradient if _by_convolution() else _shifted_gradient
-    return dx, gradient(x, kernel, dy)
-
-
-def _shifted_gradient(x: Map, kernel: Kernel, dy: Map) -> Kernel:
-    """Of the kernel."""
-    dy = dy.astype(jnp.float32)
+def _shifted_gradients(x: Map, dy: Map, kernel_size: tuple[int, int]) -> tuple[Kernel, Bias]:
+    """Of kernel and bias."""
+    factor = dy.astype(jnp.float32)
     taps = [
         by_platform(
-            "sums", overrides(), {"reduction": _sum, "by_halves": _sum_by_halves}, window.astype(jnp.float32) * dy
+            "sums", overrides(), {"reduction": _sum, "by_halves": _sum_by_halves}, window.astype(jnp.float32) * factor
         )
-        for _, _, window in _windows(x, kernel)
+        for _, _, window in _windows(x, kernel_size)
     ]
-    return jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
+    return jnp.stack(taps).reshape(*kernel_size, 1, -1), sum_rows(dy)
 
 
-def _convolution_gradient(x: Map, kernel: Kernel, dy: Map) -> Kernel:
-    return jax.vjp(lambda kernel: _grouped_convolution(x, kernel), kernel)[1](dy)[0]
+def _grouped_gradients(x: Map, dy: Map, kernel_size: tuple[int, int]) -> tuple[Kernel, Bias]:
+    zeros = jnp.zeros((*kernel_size, 1, x.shape[-1]), x.dtype)
+    return jax.vjp(functools.partial(_grouped_convolution, x), zeros)[1](dy)[0], sum_rows(dy)
 
 
 def _sum(x: Map) -> Float[Array, " channels"]:
@@ -111,6 +143,3 @@ def _sum_by_halves(x: Map) -> Float[Array, " channels"]:
         x = jnp.concatenate([added, x[-1:]]) if rest else added
     positions = jax.lax.optimization_barrier(x).reshape(-1, x.shape[-1])
     return jnp.ones((len(positions),), jnp.float32) @ positions
-
-
-depthwise_conv2d.defvjp(_forward, _backward)

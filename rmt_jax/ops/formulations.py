@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -12,14 +13,15 @@ ENVIRONMENT_VARIABLE = "RMT_JAX_FORMULATIONS"
 
 # operation -> platform -> formulation; "default" is for platforms that are not named.
 FORMULATIONS: Mapping[str, Mapping[str, str]] = {
-    # The heart of a retention layer: products of all pictures at once, or a Pallas kernel for maps that fit into a
-    # TPU's vector memory.
-    "retention": {"tpu": "kernel", "default": "at_once"},
+    # The heart of a retention layer: products of all pictures at once, a Pallas kernel for maps that fit into a TPU's
+    # vector memory, or Pallas kernels for GPUs by Triton.
+    "retention": {"tpu": "kernel", "gpu": "triton", "default": "at_once"},
     # Sums over pictures and positions in gradients: one reduction, or halves of the batch added up and a product with
     # ones, which XLA's CPU backend does 20 times faster.
     "sums": {"cpu": "by_halves", "default": "reduction"},
-    # A depthwise convolution: products with every tap's view of the map added up, or cuDNN's grouped convolution.
-    "depthwise": {"gpu": "convolution", "default": "shifts"},
+    # A depthwise convolution: products with every tap's view of the map added up, XLA's grouped convolution (cuDNN's on
+    # GPUs), or Pallas kernels by Triton.
+    "depthwise": {"gpu": "triton", "default": "shifts"},
     # The feed-forward branch of a block: its layers one after the other, or a Pallas kernel for maps that fit.
     "ffn": {"tpu": "kernel", "default": "layers"},
     # The blocks of a stage: every block on all pictures, or all blocks on a few pictures at a time, so that what they
@@ -27,12 +29,15 @@ FORMULATIONS: Mapping[str, Mapping[str, str]] = {
     "blocks": {"cpu": "few_pictures", "default": "all_pictures"},
 }
 _CHOICES: Mapping[str, frozenset[str]] = {
-    "retention": frozenset({"at_once", "kernel"}),
+    "retention": frozenset({"at_once", "kernel", "triton"}),
     "sums": frozenset({"by_halves", "reduction"}),
-    "depthwise": frozenset({"convolution", "shifts"}),
+    "depthwise": frozenset({"convolution", "shifts", "triton"}),
     "ffn": frozenset({"kernel", "layers"}),
     "blocks": frozenset({"few_pictures", "all_pictures"}),
 }
+# In place of Triton where it is not to be had.
+_WITHOUT_TRITON: Mapping[str, str] = {"retention": "at_once", "depthwise": "convolution"}
+_LOWERED_AS: Mapping[str, tuple[str, ...]] = {"gpu": ("cuda", "rocm")}
 
 Overrides = tuple[tuple[str, str], ...]  # (operation, formulation)
 _CONTEXT: contextvars.ContextVar[Overrides] = contextvars.ContextVar("formulations", default=())
@@ -74,8 +79,24 @@ def overrides() -> Overrides:
 
 def chosen(operation: str, platform: str) -> str:
     """The formulation of an operation on a platform (cpu, gpu, tpu): what is asked for, or the table's."""
+    asked = dict(overrides()).get(operation)
+    return _of_table(operation, platform) if asked is None else asked
+
+
+def _of_table(operation: str, platform: str) -> str:
     choices = FORMULATIONS[operation]
-    return dict(overrides()).get(operation, choices.get(platform, choices["default"]))
+    choice = choices.get(platform, choices["default"])
+    return _WITHOUT_TRITON[operation] if choice == "triton" and not _triton_works() else choice
+
+
+def _triton_works() -> bool:
+    """Whether jax has it (0.11 says that it will go), and the GPUs here, if any, are Amperes or later."""
+    if importlib.util.find_spec("jax.experimental.pallas.triton") is None:
+        return False
+    if jax.default_backend() != "gpu":
+        return True
+    capability = getattr(jax.local_devices()[0], "compute_capability", "8.0")
+    return float(capability) >= 8 if capability.replace(".", "").isdigit() else True  # AMD's are names
 
 
 def chosen_here(operation: str) -> str:
@@ -105,7 +126,10 @@ def by_platform(
     """
     if operation in dict(asked):
         return formulations[dict(asked)[operation]](*arguments)
-    choices = {platform: formulations[choice] for platform, choice in FORMULATIONS[operation].items()}
+    choices = {platform: formulations[_of_table(operation, platform)] for platform in FORMULATIONS[operation]}
     if len({id(function) for function in choices.values()}) == 1:
         return choices["default"](*arguments)
-    return jax.lax.platform_dependent(*arguments, **choices)
+    named = {
+        name: function for platform, function in choices.items() for name in _LOWERED_AS.get(platform, (platform,))
+    }
+    return jax.lax.platform_dependent(*arguments, **named)

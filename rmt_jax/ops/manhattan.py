@@ -8,6 +8,8 @@ Axes: batch, height, width, channels = heads * dim.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +34,7 @@ from rmt_jax.ops.retention import (
     rotate,
     turn,
 )
+from rmt_jax.ops.triton_retention import triton_fits, triton_retention, triton_retention_gradients
 
 Map = Float[Array, "batch height width channels"]
 HeadMap = Float[Array, "batch height width heads dim"]
@@ -63,9 +66,8 @@ def attend(q: Map, k: Map, v: Map, heads: Heads, valid: Valid | None = None) -> 
     """The same without its own backward pass or a choice of formulation: every picture at once."""
     batch, height, width, channels = q.shape
     log_rates = np.asarray(heads.log_rates, np.float32)
-    dim = channels // len(log_rates)
-    q, k, v = (x.reshape(batch, height, width, -1, dim) for x in (q, k, v))
-    q, k = _rotated(q, valid), _rotated(k * dim**-0.5, valid)
+    q, k = _prepared(heads, q, k, valid)
+    q, k, v = (x.reshape(batch, height, width, len(log_rates), -1) for x in (q, k, v))
     large = len(log_rates) * (height * width) ** 2 > MOST_LOGITS
     if heads.decomposed or large or valid is not None:
         decays = computed_once((_axis_decay(width, log_rates, valid, 1), _axis_decay(height, log_rates, valid, 0)))
@@ -75,6 +77,13 @@ def attend(q: Map, k: Map, v: Map, heads: Heads, valid: Valid | None = None) -> 
     else:
         y = jax.vmap(full_retention, in_axes=(0, 0, 0, None))(q, k, v, manhattan_decay(height, width, log_rates))
     return y.reshape(batch, height, width, channels)
+
+
+def _prepared(heads: Heads, q: Map, k: Map, valid: Valid | None = None) -> tuple[Map, Map]:
+    """Queries rotated, keys scaled and rotated."""
+    dim = q.shape[-1] // len(heads.log_rates)
+    q, k = (_rotated(x.reshape(*x.shape[:-1], -1, dim), valid).reshape(x.shape) for x in (q, k * dim**-0.5))
+    return q, k
 
 
 def _rotated(x: HeadMap, valid: Valid | None) -> HeadMap:
@@ -113,9 +122,12 @@ _masa.defvjp(_forward, _backward)
 # Compiled with what calls them; jitted so that the blocks of a stage trace them, kernels above all, once.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _result(heads: Heads, overrides: Overrides, q: Map, k: Map, v: Map, valid: Valid | None) -> Map:
+    def triton(q: Map, k: Map, v: Map) -> Map:
+        return triton_retention(heads, *_prepared(heads, q, k), v)
+
     at_once = functools.partial(attend, heads=heads, valid=valid)
-    kernel = functools.partial(fused_retention_forward, heads) if _fits(heads, q, valid) else at_once
-    return by_platform("retention", overrides, {"at_once": at_once, "kernel": kernel}, q, k, v)
+    kernel = functools.partial(fused_retention_forward, heads)
+    return by_platform("retention", overrides, _fitting(heads, q, valid, at_once, kernel, triton), q, k, v)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -125,9 +137,27 @@ def _gradients(
     def at_once(q: Map, k: Map, v: Map, dout: Map) -> tuple[Map, Map, Map]:
         return jax.vjp(functools.partial(attend, heads=heads, valid=valid), q, k, v)[1](dout)
 
-    kernel = functools.partial(fused_retention_backward, heads) if _fits(heads, q, valid) else at_once
-    return by_platform("retention", overrides, {"at_once": at_once, "kernel": kernel}, q, k, v, dout)
+    def triton(q: Map, k: Map, v: Map, dout: Map) -> tuple[Map, Map, Map]:
+        prepared, back = jax.vjp(functools.partial(_prepared, heads), q, k)
+        *gradients, dv = triton_retention_gradients(heads, *prepared, v, dout)
+        return *back(tuple(gradients)), dv
+
+    kernel = functools.partial(fused_retention_backward, heads)
+    return by_platform("retention", overrides, _fitting(heads, q, valid, at_once, kernel, triton), q, k, v, dout)
 
 
-def _fits(heads: Heads, x: Map, valid: Valid | None) -> bool:
-    return valid is None and fits(x.shape[1], x.shape[2], x.shape[3], x.dtype, heads)
+def _fitting(
+    heads: Heads,
+    x: Map,
+    valid: Valid | None,
+    at_once: Callable[..., Any],
+    kernel: Callable[..., Any],
+    triton: Callable[..., Any],
+) -> dict[str, Callable[..., Any]]:
+    """The formulations, with all pictures at once in place of kernels that do not fit."""
+    _, height, width, channels = x.shape
+
+    def where(fit: Callable[..., bool], function: Callable[..., Any]) -> Callable[..., Any]:
+        return function if valid is None and fit(height, width, channels, x.dtype, heads) else at_once
+
+    return {"at_once": at_once, "kernel": where(fits, kernel), "triton": where(triton_fits, triton)}

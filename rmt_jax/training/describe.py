@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from rmt_jax.models import RMTConfig
-from rmt_jax.ops import Heads, ffn_fits, fits, formulations, log_decay_rates
+from rmt_jax.ops import Heads, ffn_fits, fits, formulations, log_decay_rates, triton_fits
 from rmt_jax.training.config import Config
 from rmt_jax.training.kinds import kind_of
 from rmt_jax.training.sharding import Placement, Tree
@@ -22,7 +22,8 @@ def describe_formulations(config: Config, platform: str) -> str:
     parts = [formulations.describe(platform)]
     masked = config.task == "detection" and config.detection.canvas == "masked"
     for operation, has_kernel in (("retention", _retention_fits), ("ffn", _ffn_fits)):
-        if formulations.chosen(operation, platform) != "kernel":
+        formulation = formulations.chosen(operation, platform)
+        if formulation not in ("kernel", "triton"):
             continue
         if masked:
             parts.append(f"no {operation} kernel on a masked canvas")
@@ -31,7 +32,7 @@ def describe_formulations(config: Config, platform: str) -> str:
         without = [
             f"{stage + 1} ({height}x{width}x{model.embed_dims[stage]})"
             for stage, (height, width) in enumerate(_map_sizes(config, len(model.embed_dims)))
-            if not has_kernel(model, stage, (height, width), jnp.dtype(config.model.dtype))
+            if not has_kernel(formulation, model, stage, (height, width), jnp.dtype(config.model.dtype))
         ]
         if without:
             parts.append(f"no {operation} kernel for the maps of stage {', '.join(without)}")
@@ -44,12 +45,13 @@ def _map_sizes(config: Config, stages: int) -> list[tuple[int, int]]:
     return [(math.ceil(height / stride), math.ceil(width / stride)) for stride in (4 * 2**i for i in range(stages))]
 
 
-def _retention_fits(model: RMTConfig, stage: int, size: tuple[int, int], dtype: DTypeLike) -> bool:
+def _retention_fits(formulation: str, model: RMTConfig, stage: int, size: tuple[int, int], dtype: DTypeLike) -> bool:
     rates = log_decay_rates(model.num_heads[stage], model.decay_start, model.decay_spans[stage])
-    return fits(*size, model.embed_dims[stage], dtype, Heads(tuple(rates.tolist()), model.decomposed[stage]))
+    fit = triton_fits if formulation == "triton" else fits
+    return fit(*size, model.embed_dims[stage], dtype, Heads(tuple(rates.tolist()), model.decomposed[stage]))
 
 
-def _ffn_fits(model: RMTConfig, stage: int, size: tuple[int, int], dtype: DTypeLike) -> bool:
+def _ffn_fits(_: str, model: RMTConfig, stage: int, size: tuple[int, int], dtype: DTypeLike) -> bool:
     dim = model.embed_dims[stage]
     return ffn_fits(*size, dim, int(dim * model.mlp_ratios[stage]), dtype)
 

@@ -44,7 +44,9 @@ def depthwise(case: Case) -> Iterator[Row]:
     size = 3 + 2 * (case.seed % 2)
     kernel = case.normal(size, size, 1, case.dim, scale=1 / size, salt=1)
     ours = layers.depthwise_conv2d
-    yield from function_rows(case, f"{size}x{size}", lambda x, k: ours(x, k), theirs, case.input(), kernel)
+    yield from function_rows(
+        case, f"{size}x{size}", lambda x, k: ours(x, k, jnp.zeros(case.dim)), theirs, case.input(), kernel
+    )
 
 
 def rotary(case: Case) -> Iterator[Row]:

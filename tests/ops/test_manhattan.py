@@ -105,7 +105,7 @@ def test_the_environment_decides_for_every_platform(monkeypatch: pytest.MonkeyPa
 def test_an_unknown_formulation_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(formulations.ENVIRONMENT_VARIABLE, value)
     with pytest.raises(
-        ValueError, match=r"is none of retention=at_once\|kernel; sums=by_halves\|reduction; depthwise="
+        ValueError, match=r"is none of retention=at_once\|kernel\|triton; sums=by_halves\|reduction; depthwise="
     ):
         formulations.overrides()
 
@@ -123,7 +123,7 @@ def test_the_environment_comes_before_what_a_program_asks_for(monkeypatch: pytes
     [
         ("tpu", "retention kernel, sums reduction, depthwise shifts, ffn kernel, blocks all_pictures"),
         ("cpu", "retention at_once, sums by_halves, depthwise shifts, ffn layers, blocks few_pictures"),
-        ("gpu", "retention at_once, sums reduction, depthwise convolution, ffn layers, blocks all_pictures"),
+        ("gpu", "retention triton, sums reduction, depthwise triton, ffn layers, blocks all_pictures"),
     ],
 )
 def test_what_a_summary_says(platform: str, expected: str) -> None:
