@@ -138,10 +138,13 @@ def _measure(config: "Config", options: argparse.Namespace) -> dict[str, Any]:
     import jax
 
     from rmt_jax.training.describe import describe_formulations
+    from rmt_jax.training.profile import name_all_operations
     from rmt_jax.training.sharding import formulations_for, make_mesh
     from rmt_jax.training.speed import forward_candidate, model_of, train_candidate
     from rmt_jax.training.timing import time_in_turn
 
+    if options.profile:
+        name_all_operations()
     train = options.measure == "train"
     functions: dict[str, Callable[[], object]] = {}
     failures: dict[str, str] = {}

@@ -10,6 +10,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float
 
@@ -79,8 +80,16 @@ def _convolved(residual: bool, x: Map, kernel: Kernel, bias: Bias) -> Map:
         return x + y if residual else y
     kernel, bias = kernel.astype(jnp.float32), bias.astype(jnp.float32)
     if residual:
-        kernel = kernel.at[kernel.shape[0] // 2, kernel.shape[1] // 2].add(1)
+        kernel = kernel + _middle(kernel)
     return triton_depthwise(x, kernel, bias) if formulation == "triton" else _shifted_products(x, kernel, bias)
+
+
+def _middle(kernel: Kernel) -> Float[np.ndarray, "kernel_height kernel_width 1 1"]:
+    """The kernel that changes nothing."""
+    rows, columns = kernel.shape[:2]
+    middle = np.zeros((rows, columns, 1, 1), np.float32)
+    middle[rows // 2, columns // 2] = 1
+    return middle
 
 
 def _shifted_products(x: Map, kernel: Kernel, bias: Bias) -> Map:

@@ -51,8 +51,8 @@ _ROWS, _COLUMNS = _Lines(0, down=False), _Lines(0, down=True)
 
 
 def triton_fits(height: int, width: int, channels: int, dtype: DTypeLike, heads: Heads) -> bool:
-    """Whether the kernels can work with a map: in bfloat16, with heads of 16, 32, 64 or 128 channels and up to 256
-    positions along an axis, or 256 tokens where all are attended to at once.
+    """Whether the kernels can work with a map: in bfloat16, with heads of 16 or 32 channels as all published models
+    have, and up to 256 positions along an axis, or 256 tokens where all are attended to at once.
 
     Args:
         height: of the map.
@@ -63,7 +63,7 @@ def triton_fits(height: int, width: int, channels: int, dtype: DTypeLike, heads:
     """
     dim, rest = divmod(channels, len(heads.log_rates))
     length = max(height, width) if heads.decomposed else height * width
-    return rest == 0 and dim in (16, 32, 64, 128) and length <= _MOST_KEYS and jnp.dtype(dtype) == jnp.bfloat16
+    return rest == 0 and dim in (16, 32) and length <= _MOST_KEYS and jnp.dtype(dtype) == jnp.bfloat16
 
 
 def triton_retention(heads: Heads, q: Map, k: Map, v: Map, *, interpret: bool = False) -> Map:

@@ -74,6 +74,7 @@ def test_large_logits_do_not_overflow() -> None:
         (16, 16, 512, 16, "bfloat16", True, True),
         (17, 16, 512, 16, "bfloat16", True, False),
         (16, 16, 24, 2, "bfloat16", False, False),  # heads of 12
+        (16, 16, 128, 2, "bfloat16", False, False),  # and of 64, whose gradients would fill the registers
         (16, 16, 60, 7, "bfloat16", False, False),  # no heads at all
     ],
 )
