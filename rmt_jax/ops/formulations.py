@@ -127,9 +127,12 @@ def by_platform(
     if operation in dict(asked):
         return formulations[dict(asked)[operation]](*arguments)
     choices = {platform: formulations[_of_table(operation, platform)] for platform in FORMULATIONS[operation]}
-    if len({id(function) for function in choices.values()}) == 1:
-        return choices["default"](*arguments)
+    default = choices.pop("default")
+    # Each is traced: only what differs.
     named = {
-        name: function for platform, function in choices.items() for name in _LOWERED_AS.get(platform, (platform,))
+        name: function
+        for platform, function in choices.items()
+        if function is not default
+        for name in _LOWERED_AS.get(platform, (platform,))
     }
-    return jax.lax.platform_dependent(*arguments, **named)
+    return jax.lax.platform_dependent(*arguments, default=default, **named) if named else default(*arguments)
