@@ -95,8 +95,9 @@ def _triton_works() -> bool:
         return False
     if jax.default_backend() != "gpu":
         return True
-    capability = getattr(jax.local_devices()[0], "compute_capability", "8.0")
-    return float(capability) >= 8 if capability.replace(".", "").isdigit() else True  # AMD's are names
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))
+    major, dot, _ = capability.partition(".")
+    return not dot or int(major) >= 8  # AMD's GPUs have names such as gfx942
 
 
 def chosen_here(operation: str) -> str:

@@ -142,7 +142,7 @@ def place_model(
 
 
 def keep_to_devices(model: nnx.Module, mesh: Mesh) -> None:
-    """Tell blocks that pictures are split over a mesh; else no model with kernels compiles for several TPUs."""
+    """Tell modules that pictures are split over a mesh; else no model with kernels compiles for several devices."""
     for _, module in nnx.iter_modules(model):
         if isinstance(module, Retention | Block | DepthwiseConv2d):
             module.per_device = PerDevice(mesh)

@@ -49,20 +49,21 @@ def test_equals_the_specification(height: int, width: int, heads: int, dim: int,
 
 
 @pytest.mark.parametrize(("height", "width", "heads", "dim", "full"), CASES)
-def test_bfloat16(height: int, width: int, heads: int, dim: int, full: bool) -> None:
-    arguments = maps(2, height, width, heads * dim)
-    expected = with_gradients(specification(heads, full))(*arguments)
-    half = [x.astype(jnp.bfloat16) for x in arguments]
-    found = with_gradients(ours(heads, full))(*half)
+def test_bfloat16_is_as_exact_as_its_products(height: int, width: int, heads: int, dim: int, full: bool) -> None:
+    arguments = [x.astype(jnp.bfloat16) for x in maps(2, height, width, heads * dim)]
+    found = with_gradients(ours(heads, full))(*arguments)
     assert {x.dtype for x in found} == {jnp.dtype(jnp.bfloat16)}
-    assert max(errors(found, expected)) < 2e-2
+    exact = with_gradients(specification(heads, full))(*[x.astype(jnp.float32) for x in arguments])
+    # Operands of products, the result between the axes and what comes out are rounded by up to 2 ** -9 = 0.002.
+    assert max(errors(found, exact)) < 0.01
 
 
-def test_large_logits_do_not_overflow() -> None:
+def test_large_logits_neither_overflow_nor_vanish() -> None:
     arguments = maps(1, 4, 20, 32, scale=30)
     found, expected = (with_gradients(f)(*arguments) for f in (ours(2, False), specification(2, False)))
     assert all(np.isfinite(x).all() for x in found)
-    assert errors(found, expected)[0] < 1e-5
+    # Logits of some thousands, of which exponentials overflow, are known to 2e-4 each; most weights are 0 or 1.
+    assert max(errors(found, expected)) < 1e-3
 
 
 @pytest.mark.parametrize(
