@@ -86,6 +86,11 @@ def _prepared(heads: Heads, q: Map, k: Map, valid: Valid | None = None) -> tuple
     return q, k
 
 
+def _prepared_exactly(heads: Heads, q: Map, k: Map) -> tuple[Map, Map]:
+    """The same in float32: what kernels take and give back is rounded once, in the pass that rotates."""
+    return _prepared(heads, q.astype(jnp.float32), k.astype(jnp.float32))
+
+
 def _rotated(x: HeadMap, valid: Valid | None) -> HeadMap:
     _, height, width, _, dim = x.shape
     phase = rotary_phase(height, width, dim)
@@ -123,7 +128,8 @@ _masa.defvjp(_forward, _backward)
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _result(heads: Heads, overrides: Overrides, q: Map, k: Map, v: Map, valid: Valid | None) -> Map:
     def triton(q: Map, k: Map, v: Map) -> Map:
-        return triton_retention(heads, *_prepared(heads, q, k), v)
+        q, k = (x.astype(v.dtype) for x in _prepared_exactly(heads, q, k))
+        return triton_retention(heads, q, k, v)
 
     at_once = functools.partial(attend, heads=heads, valid=valid)
     kernel = functools.partial(fused_retention_forward, heads)
@@ -138,9 +144,10 @@ def _gradients(
         return jax.vjp(functools.partial(attend, heads=heads, valid=valid), q, k, v)[1](dout)
 
     def triton(q: Map, k: Map, v: Map, dout: Map) -> tuple[Map, Map, Map]:
-        prepared, back = jax.vjp(functools.partial(_prepared, heads), q, k)
-        *gradients, dv = triton_retention_gradients(heads, *prepared, v, dout)
-        return *back(tuple(gradients)), dv
+        prepared, back = jax.vjp(functools.partial(_prepared_exactly, heads), q, k)
+        q, k = (x.astype(v.dtype) for x in prepared)
+        dq, dk, dv = triton_retention_gradients(heads, q, k, v, dout)
+        return *back((dq, dk)), dv
 
     kernel = functools.partial(fused_retention_backward, heads)
     return by_platform("retention", overrides, _fitting(heads, q, valid, at_once, kernel, triton), q, k, v, dout)

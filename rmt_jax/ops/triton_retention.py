@@ -87,7 +87,7 @@ def triton_retention(heads: Heads, q: Map, k: Map, v: Map, *, interpret: bool = 
 def triton_retention_gradients(
     heads: Heads, q: Map, k: Map, v: Map, dout: Map, *, interpret: bool = False
 ) -> tuple[Map, Map, Map]:
-    """Gradients of q, k and v, as `triton_retention` takes them, from that of its result."""
+    """Gradients of q and k, float32, and of v, as `triton_retention` takes them, from that of its result."""
     *before, last = _axes(heads, v)
     values = [v]
     for lines in before:
@@ -97,12 +97,8 @@ def triton_retention_gradients(
         kernel = functools.partial(_backward_kernel, lines)
         dq, dk, dout = _along(lines, kernel, heads, 3, interpret, q, k, values.pop(), dout)
         found.append((dq, dk))
-    dq, dk = (functools.reduce(_add, parts) for parts in zip(*found, strict=True))
-    return dq, dk, dout
-
-
-def _add(x: Map, y: Map) -> Map:
-    return (x.astype(jnp.float32) + y.astype(jnp.float32)).astype(x.dtype)
+    dq, dk = (sum(part.astype(jnp.float32) for part in parts) for parts in zip(*found, strict=True))
+    return jnp.asarray(dq), jnp.asarray(dk), dout
 
 
 def _axes(heads: Heads, x: Map) -> tuple[_Lines, ...]:
