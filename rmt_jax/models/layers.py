@@ -111,7 +111,8 @@ class DepthwiseConv2d(nnx.Module):
         convolve: Callable[..., Map] = functools.partial(depthwise_conv2d, residual=residual)
         if self.per_device is not None and formulations.chosen_here("depthwise") == "triton":
             convolve = self.per_device(convolve, weights=2)
-        return convolve(clear(x, valid).astype(self.dtype), self.kernel[...], self.bias[...])
+        kernel, bias = jnp.asarray(self.kernel[...]), jnp.asarray(self.bias[...])
+        return convolve(clear(x, valid).astype(self.dtype), kernel, bias)
 
 
 class BatchNorm(nnx.Module):
