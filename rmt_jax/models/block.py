@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from rmt_jax.models.layers import DepthwiseConv2d, LayerNorm, Linear, PerDevice
+from rmt_jax.models.layers import RETAINED, DepthwiseConv2d, LayerNorm, Linear, PerDevice
 from rmt_jax.models.variants import RMTConfig
 from rmt_jax.ops import (
     FFNWeights,
@@ -67,7 +68,7 @@ class Retention(nnx.Module):
             retained = retain(q, k, v)
         with jax.named_scope("lepe"):
             local = self.lepe(v, valid)
-        return self.out_proj(retained + local)
+        return self.out_proj(checkpoint_name(retained + local, RETAINED))
 
     def attention(self, x: Map, row: int | Array, column: int | Array) -> Float[Array, "batch heads height width"]:
         """How much of every position's value goes into the output of one position, before LePE is added.

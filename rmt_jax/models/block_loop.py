@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Key
 
-from rmt_jax.models.layers import LINEAR, Map, drop_path
+from rmt_jax.models.layers import LINEAR, RETAINED, Map, drop_path
 from rmt_jax.ops import Valid, formulations
 
 Remat = Literal["none", "dots", "full"]
@@ -19,6 +19,8 @@ _POLICIES: dict[str, Any] = {
     "dots": jax.checkpoint_policies.save_only_these_names(LINEAR),
     "full": None,
 }
+
+_RETENTION = jax.checkpoint_policies.save_only_these_names(RETAINED)
 
 # Makes whole what is split over devices: the weights of a block, any tree, to the same tree.
 Gather = Callable[[Any], Any]
@@ -42,8 +44,8 @@ def run_blocks(
     """x through all blocks, which have parameters only and are equal but for their values and drop path rates.
 
     All pictures at once or, on CPUs, a few at a time through all blocks, see `formulations`. Then nothing inside of the
-    blocks is kept for the backward pass, which computes it again, whatever `remat` says: what fits into the cache is
-    computed again in less time than it takes to write it to memory and read it.
+    blocks but what retention gives is kept for the backward pass, which computes the rest again, whatever `remat` says:
+    what fits into the cache is computed again in less time than it takes to write it to memory and read it.
 
     Args:
         blocks: modules called with (x, drop path's factors, valid), each with its own `drop_path`, a rate.
@@ -102,4 +104,5 @@ def _in_parts(run: Callable[..., Map], pictures: int, x: Map, keep: Array | None
 
     whole = x, None if keep is None else jnp.moveaxis(keep, -1, 0), valid
     parts = jax.tree.map(lambda leaf: leaf.reshape(-1, pictures, *leaf.shape[1:]), whole)
-    return jax.lax.map(jax.checkpoint(run_part, prevent_cse=False), parts).reshape(x.shape)
+    run_part = jax.checkpoint(run_part, policy=_RETENTION, prevent_cse=False)
+    return jax.lax.map(run_part, parts).reshape(x.shape)

@@ -31,7 +31,9 @@ class PerDevice(Protocol):
 
 TRUNK = normal(0.02)
 
-LINEAR = "linear"  # what `jax.checkpoint` policies call the outputs of linear layers
+# What `jax.checkpoint` policies call the outputs of linear layers, and of retention before its last one.
+LINEAR = "linear"
+RETAINED = "retained"
 
 
 class Linear(nnx.Module):

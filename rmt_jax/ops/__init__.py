@@ -16,7 +16,7 @@ from rmt_jax.ops.detections import Proposals, rcnn_detections, retinanet_detecti
 from rmt_jax.ops.erasing import random_erasing
 from rmt_jax.ops.feed_forward import FFNWeights, fused_ffn
 from rmt_jax.ops.layer_norm import layer_norm
-from rmt_jax.ops.linear import linear
+from rmt_jax.ops.linear import computed_once, linear
 from rmt_jax.ops.losses import (
     giou_loss,
     l1_loss,
@@ -79,6 +79,7 @@ __all__ = [
     "classwise_nms",
     "clear",
     "clip_boxes",
+    "computed_once",
     "decode_boxes",
     "decomposed_retention",
     "depthwise_conv2d",

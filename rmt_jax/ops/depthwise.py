@@ -1,7 +1,8 @@
 """Depthwise convolution with its own backward pass: shifted multiply-adds, or on GPUs a kernel.
 
 Measured on CPUs and in compiled TPU programs, a sum of shifted products moves fewer bytes than XLA's grouped
-convolution, but only forward: its automatic derivative moves five times more. Hence the hand-written rule. On GPUs XLA
+convolution, but only forward: its automatic derivative moves five times more. Hence the hand-written rule. What goes in
+and comes out is made into arrays on CPUs, where XLA would else work it out again for every tap. On GPUs XLA
 computes what comes before, such as a GELU, once for every tap, and cuDNN takes many times as long as the memory needs:
 see `triton_depthwise`.
 """
@@ -15,7 +16,7 @@ from jax import Array
 from jaxtyping import Float
 
 from rmt_jax.ops.formulations import by_platform, chosen_here, overrides
-from rmt_jax.ops.linear import sum_rows
+from rmt_jax.ops.linear import computed_once, sum_rows
 from rmt_jax.ops.triton_depthwise import triton_depthwise, triton_depthwise_gradients
 
 Map = Float[Array, "batch height width channels"]
@@ -54,6 +55,7 @@ def _forward(residual: bool, x: Map, kernel: Kernel, bias: Bias) -> tuple[Map, t
 
 def _backward(residual: bool, saved: tuple[Map, Kernel, Bias], dy: Map) -> tuple[Map, Kernel, Bias]:
     x, kernel, bias = saved
+    x, dy = computed_once((x, dy))
     dx = _convolved(residual, dy, kernel[::-1, ::-1], jnp.zeros_like(bias))
     gradients = {
         "shifts": _shifted_gradients,
@@ -81,7 +83,9 @@ def _convolved(residual: bool, x: Map, kernel: Kernel, bias: Bias) -> Map:
     kernel, bias = kernel.astype(jnp.float32), bias.astype(jnp.float32)
     if residual:
         kernel = kernel + _middle(kernel)
-    return triton_depthwise(x, kernel, bias) if formulation == "triton" else _shifted_products(x, kernel, bias)
+    if formulation == "triton":
+        return triton_depthwise(x, kernel, bias)
+    return computed_once(_shifted_products(x, kernel, bias))
 
 
 def _middle(kernel: Kernel) -> Float[np.ndarray, "kernel_height kernel_width 1 1"]:
@@ -123,7 +127,7 @@ def _shifted_gradients(x: Map, dy: Map, kernel_size: tuple[int, int]) -> tuple[K
     factor = dy.astype(jnp.float32)
     taps = [
         by_platform(
-            "sums", overrides(), {"reduction": _sum, "by_halves": _sum_by_halves}, window.astype(jnp.float32) * factor
+            "sums", overrides(), {"reduction": _sum, "by_parts": _sum_by_parts}, window.astype(jnp.float32) * factor
         )
         for _, _, window in _windows(x, kernel_size)
     ]
@@ -140,15 +144,13 @@ def _sum(x: Map) -> Float[Array, " channels"]:
     return x.sum(axis=(0, 1, 2))
 
 
-def _sum_by_halves(x: Map) -> Float[Array, " channels"]:
+def _sum_by_parts(x: Map) -> Float[Array, " channels"]:
     """The same for CPUs, on which a reduction is 20 times slower, whatever its axes.
 
-    Adding one half of the pictures to the other becomes one vectorised pass over all of them, and a product with a row
+    Adding up to eight parts of the rows of all pictures becomes one vectorised pass over them, and a product with a row
     of ones adds up the positions. Where the batch is split over devices, whole maps travel between them: not for TPUs.
     """
-    while len(x) > 1:
-        half, rest = divmod(len(x), 2)
-        added = x[:half] + x[half : 2 * half]
-        x = jnp.concatenate([added, x[-1:]]) if rest else added
-    positions = jax.lax.optimization_barrier(x).reshape(-1, x.shape[-1])
-    return jnp.ones((len(positions),), jnp.float32) @ positions
+    rows = x.reshape(-1, *x.shape[2:])
+    parts = max(number for number in range(1, 9) if len(rows) % number == 0)
+    added = functools.reduce(jnp.add, rows.reshape(parts, -1, *rows.shape[1:]))
+    return sum_rows(computed_once(added))

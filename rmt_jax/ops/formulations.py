@@ -16,9 +16,9 @@ FORMULATIONS: Mapping[str, Mapping[str, str]] = {
     # The heart of a retention layer: products of all pictures at once, a Pallas kernel for maps that fit into a TPU's
     # vector memory, or Pallas kernels for GPUs by Triton.
     "retention": {"tpu": "kernel", "gpu": "triton", "default": "at_once"},
-    # Sums over pictures and positions in gradients: one reduction, or halves of the batch added up and a product with
+    # Sums over pictures and positions in gradients: one reduction, or parts of the maps added up and a product with
     # ones, which XLA's CPU backend does 20 times faster.
-    "sums": {"cpu": "by_halves", "default": "reduction"},
+    "sums": {"cpu": "by_parts", "default": "reduction"},
     # A depthwise convolution: products with every tap's view of the map added up, XLA's grouped convolution (cuDNN's on
     # GPUs), or Pallas kernels by Triton.
     "depthwise": {"gpu": "triton", "default": "shifts"},
@@ -30,7 +30,7 @@ FORMULATIONS: Mapping[str, Mapping[str, str]] = {
 }
 _CHOICES: Mapping[str, frozenset[str]] = {
     "retention": frozenset({"at_once", "kernel", "triton"}),
-    "sums": frozenset({"by_halves", "reduction"}),
+    "sums": frozenset({"by_parts", "reduction"}),
     "depthwise": frozenset({"convolution", "shifts", "triton"}),
     "ffn": frozenset({"kernel", "layers"}),
     "blocks": frozenset({"few_pictures", "all_pictures"}),

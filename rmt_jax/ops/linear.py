@@ -39,10 +39,11 @@ linear.defvjp(_forward, _backward)
 def computed_once(x: Arrays) -> Arrays:
     """x itself, an array or several, which XLA for CPUs would work out again wherever it is used.
 
-    Or, where two decays are of one size, would make a copy of one of them for every line of every picture.
+    Or, of decays, would make a copy of one of them for every picture or line. Only programs with the options of
+    `training/compiler.py` heed it: otherwise XLA for CPUs forgets barriers before it decides what to fuse.
     """
     found: Arrays = by_platform(
-        "sums", overrides(), {"reduction": _as_it_is, "by_halves": jax.lax.optimization_barrier}, x
+        "sums", overrides(), {"reduction": _as_it_is, "by_parts": jax.lax.optimization_barrier}, x
     )
     return found
 
@@ -50,7 +51,7 @@ def computed_once(x: Arrays) -> Arrays:
 def sum_rows(x: Outputs) -> Bias:
     """Over all axes but the last; on CPUs a product with ones, since reductions are slow there."""
     rows = x.reshape(-1, x.shape[-1])
-    return by_platform("sums", overrides(), {"reduction": _sum, "by_halves": _sum_by_product}, rows)
+    return by_platform("sums", overrides(), {"reduction": _sum, "by_parts": _sum_by_product}, rows)
 
 
 def _as_it_is(x: Any) -> Any:

@@ -75,7 +75,8 @@ def attend(q: Map, k: Map, v: Map, heads: Heads, valid: Valid | None = None) -> 
         along_axes = decomposed_retention if heads.decomposed else functools.partial(full_retention_by_rows, rows=rows)
         y = jax.vmap(along_axes, in_axes=(0, 0, 0, None, None) if valid is None else 0)(q, k, v, *decays)
     else:
-        y = jax.vmap(full_retention, in_axes=(0, 0, 0, None))(q, k, v, manhattan_decay(height, width, log_rates))
+        decay = computed_once(manhattan_decay(height, width, log_rates))
+        y = jax.vmap(full_retention, in_axes=(0, 0, 0, None))(q, k, v, decay)
     return y.reshape(batch, height, width, channels)
 
 
@@ -141,6 +142,7 @@ def _gradients(
     heads: Heads, overrides: Overrides, q: Map, k: Map, v: Map, valid: Valid | None, dout: Map
 ) -> tuple[Map, Map, Map]:
     def at_once(q: Map, k: Map, v: Map, dout: Map) -> tuple[Map, Map, Map]:
+        q, k, v, dout = computed_once((q, k, v, dout))
         return jax.vjp(functools.partial(attend, heads=heads, valid=valid), q, k, v)[1](dout)
 
     def triton(q: Map, k: Map, v: Map, dout: Map) -> tuple[Map, Map, Map]:

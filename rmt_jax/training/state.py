@@ -10,6 +10,7 @@ from flax import nnx
 from jax import Array
 
 from rmt_jax.models import Gather
+from rmt_jax.ops import computed_once
 from rmt_jax.tasks import Task
 from rmt_jax.training.optimizer import Rules, select, update_ema
 
@@ -88,18 +89,20 @@ def make_train_step(
             grads, batch_stats, metrics = _accumulate(gradients, state["params"], state["batch_stats"], (parts, keys))
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
-            params = optax.apply_updates(state["params"], updates)
+            norm = optax.tree.norm(grads)
+            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+            skipped = (~finite).astype(jnp.float32)
+            params = _where(finite, optax.apply_updates(state["params"], updates), state["params"])
+            # What reads the old moments runs before they are overwritten: else XLA for CPUs copies them first.
+            params, finite = computed_once((params, finite))
             moved = {
-                "step": state["step"] + 1,
-                "params": params,
                 "batch_stats": batch_stats,
                 "opt_state": opt_state,
                 "ema": update_ema(state["ema"], {"params": params, "batch_stats": batch_stats}, ema_decay),
             }
-            norm = optax.tree.norm(grads)
-            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-            skipped = (~finite).astype(jnp.float32)
-            return _keep_unless(finite, moved, state), metrics | {"grad_norm": norm, "skipped": skipped} | stop
+            kept = _where(finite, moved, {name: state[name] for name in moved})
+            state = {"step": state["step"] + 1, "params": params, **kept}
+            return state, metrics | {"grad_norm": norm, "skipped": skipped} | stop
 
     return train_step
 
@@ -133,14 +136,13 @@ def make_predict_step(
     return predict_step
 
 
-def _keep_unless(finite: Array, moved: State, state: State) -> State:
-    """`moved` where `finite`, else `state` but for the step and the optimiser's count of it for the learning rate."""
+def _where(finite: Array, moved: Tree, state: Tree) -> Tree:
+    """`moved` where `finite`, else `state` but for the optimiser's count of steps for the learning rate."""
 
     def choose(new: Any, old: Any) -> Any:
         return new if isinstance(new, optax.ScaleByScheduleState) else jnp.where(finite, new, old)
 
-    kept = jax.tree.map(choose, moved, state, is_leaf=lambda node: isinstance(node, optax.ScaleByScheduleState))
-    return kept | {"step": moved["step"]}
+    return jax.tree.map(choose, moved, state, is_leaf=lambda node: isinstance(node, optax.ScaleByScheduleState))
 
 
 def take_stop(batch: Batch) -> tuple[dict[str, Array], dict[str, Array]]:

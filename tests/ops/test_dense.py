@@ -33,7 +33,7 @@ def normal(shapes: list[tuple[int, ...]]) -> list[jax.Array]:
     return [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
 
 
-@pytest.mark.parametrize("sums", ["by_halves", "reduction"])
+@pytest.mark.parametrize("sums", ["by_parts", "reduction"])
 @pytest.mark.parametrize("case", CASES)
 def test_results_and_gradients_are_the_plain_ones(case: str, sums: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(formulations.ENVIRONMENT_VARIABLE, f"sums={sums}")

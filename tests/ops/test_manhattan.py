@@ -105,7 +105,7 @@ def test_the_environment_decides_for_every_platform(monkeypatch: pytest.MonkeyPa
 def test_an_unknown_formulation_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(formulations.ENVIRONMENT_VARIABLE, value)
     with pytest.raises(
-        ValueError, match=r"is none of retention=at_once\|kernel\|triton; sums=by_halves\|reduction; depthwise="
+        ValueError, match=r"is none of retention=at_once\|kernel\|triton; sums=by_parts\|reduction; depthwise="
     ):
         formulations.overrides()
 
@@ -113,16 +113,16 @@ def test_an_unknown_formulation_is_refused(value: str, monkeypatch: pytest.Monke
 def test_the_environment_comes_before_what_a_program_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     with formulations.asking(sums="reduction", retention="at_once"):
         assert formulations.chosen("sums", "cpu") == "reduction"
-        monkeypatch.setenv(formulations.ENVIRONMENT_VARIABLE, "sums=by_halves")
-        assert formulations.overrides() == (("sums", "by_halves"), ("retention", "at_once"))
-    assert formulations.overrides() == (("sums", "by_halves"),)
+        monkeypatch.setenv(formulations.ENVIRONMENT_VARIABLE, "sums=by_parts")
+        assert formulations.overrides() == (("sums", "by_parts"), ("retention", "at_once"))
+    assert formulations.overrides() == (("sums", "by_parts"),)
 
 
 @pytest.mark.parametrize(
     ("platform", "expected"),
     [
         ("tpu", "retention kernel, sums reduction, depthwise shifts, ffn kernel, blocks all_pictures"),
-        ("cpu", "retention at_once, sums by_halves, depthwise shifts, ffn layers, blocks few_pictures"),
+        ("cpu", "retention at_once, sums by_parts, depthwise shifts, ffn layers, blocks few_pictures"),
         ("gpu", "retention triton, sums reduction, depthwise triton, ffn layers, blocks all_pictures"),
     ],
 )
