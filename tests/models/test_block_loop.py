@@ -112,6 +112,12 @@ def test_a_few_pictures_at_a_time_give_the_same(few_pictures: None, scan: bool, 
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6 * np.abs(theirs).max())
 
 
+def test_a_few_pictures_at_a_time_keep_what_retention_gave(few_pictures: None) -> None:
+    """Beside the input, one map a block: three parts of two pictures."""
+    with formulations.asking("cpu", blocks="few_pictures"):
+        assert kept("none").count((3, 2, 4, 5, 8)) == 3 + 1
+
+
 @pytest.mark.parametrize(
     ("batch", "expected"), [(1, None), (2, None), (4, 2), (5, 1), (6, 2), (7, 1)], ids=lambda value: str(value)
 )

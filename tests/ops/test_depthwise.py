@@ -78,6 +78,16 @@ def test_many_channels_and_positions(channels: int) -> None:
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=2e-6 * np.abs(other).max())
 
 
+@pytest.mark.parametrize(("batch", "size"), [(1, (1, 4)), (1, (7, 3)), (1, (11, 2)), (3, (5, 5)), (2, (28, 2))])
+def test_gradients_of_any_number_of_rows(batch: int, size: tuple[int, int]) -> None:
+    """Which CPUs add up in as many parts as divide them: 1, 7, 1, 5 and 8."""
+    *arguments, dy = arrays(size, (3, 3), batch=batch)
+    _, ours = forward_and_backward(depthwise_conv2d, *arguments, dy)
+    _, expected = forward_and_backward(specification, *arguments, dy)
+    for gradient, other in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(gradient, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
+
+
 def test_equals_the_loop_over_positions() -> None:
     x, weights, bias, _ = arrays((4, 5), (3, 5))
     ours = jax.jit(depthwise_conv2d)(x, weights, bias)
