@@ -92,7 +92,7 @@ def make_train_step(
             norm = optax.tree.norm(grads)
             finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
             skipped = (~finite).astype(jnp.float32)
-            params = _where(finite, optax.apply_updates(state["params"], updates), state["params"])
+            params = _keep_unless(finite, optax.apply_updates(state["params"], updates), state["params"])
             # What reads the old moments runs before they are overwritten: else XLA for CPUs copies them first.
             params, finite = computed_once((params, finite))
             moved = {
@@ -100,7 +100,7 @@ def make_train_step(
                 "opt_state": opt_state,
                 "ema": update_ema(state["ema"], {"params": params, "batch_stats": batch_stats}, ema_decay),
             }
-            kept = _where(finite, moved, {name: state[name] for name in moved})
+            kept = _keep_unless(finite, moved, {name: state[name] for name in moved})
             state = {"step": state["step"] + 1, "params": params, **kept}
             return state, metrics | {"grad_norm": norm, "skipped": skipped} | stop
 
@@ -136,7 +136,7 @@ def make_predict_step(
     return predict_step
 
 
-def _where(finite: Array, moved: Tree, state: Tree) -> Tree:
+def _keep_unless(finite: Array, moved: Tree, state: Tree) -> Tree:
     """`moved` where `finite`, else `state` but for the optimiser's count of steps for the learning rate."""
 
     def choose(new: Any, old: Any) -> Any:
