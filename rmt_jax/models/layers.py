@@ -31,7 +31,7 @@ class PerDevice(Protocol):
 
 TRUNK = normal(0.02)
 
-# What `jax.checkpoint` policies call the outputs of linear layers, and of retention before its last one.
+# What `jax.checkpoint` policies call the outputs of linear layers, and what the last one of a retention layer gets.
 LINEAR = "linear"
 RETAINED = "retained"
 

@@ -40,7 +40,7 @@ def computed_once(x: Arrays) -> Arrays:
     """x itself, an array or several, which XLA for CPUs would work out again wherever it is used.
 
     Or, of decays, would make a copy of one of them for every picture or line. Only programs with the options of
-    `training/compiler.py` heed it: otherwise XLA for CPUs forgets barriers before it decides what to fuse.
+    `training/compiler.py` heed it: otherwise jax 0.10's XLA for CPUs forgets barriers before it decides what to fuse.
     """
     found: Arrays = by_platform(
         "sums", overrides(), {"reduction": _as_it_is, "by_parts": jax.lax.optimization_barrier}, x

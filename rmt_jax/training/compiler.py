@@ -5,8 +5,8 @@ import functools
 import jax
 
 # XLA hands convolutions to a library that takes twice as long for RMT's as XLA itself, and plain products and
-# reductions to the same library, which is faster there: named are those that it shall keep. And it drops optimization
-# barriers before it fuses, so that the gradient of every tap of a depthwise convolution computed all before it again.
+# reductions to the same library, which is faster there: named are those that it shall keep. And jax 0.10's drops
+# optimization barriers before it fuses: every tap's gradient of a depthwise convolution computed all before it again.
 _OPTIONS = {
     "cpu": {
         "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",

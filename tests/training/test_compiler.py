@@ -27,17 +27,14 @@ def test_options_of_cpus_leave_convolutions_to_xla() -> None:
 
 
 def test_options_of_cpus_keep_barriers_so_that_nothing_is_computed_twice() -> None:
-    """Without them both slices have a sine of their own."""
+    """Without them jax 0.10 computes a sine for each slice; 0.11 does without being told."""
 
     def slices(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         y = jax.lax.optimization_barrier(jnp.sin(x) * x)
         return y[1:] + 1, y[:-1] + 2
 
-    def sines(options: dict[str, str]) -> int:
-        compiled = jax.jit(slices, compiler_options=options).lower(jnp.ones((64, 64))).compile()
-        return compiled.as_text().count(" sine(")
-
-    assert (sines({}), sines(compiler_options("cpu"))) == (2, 1)
+    compiled = jax.jit(slices, compiler_options=compiler_options("cpu")).lower(jnp.ones((64, 64))).compile()
+    assert compiled.as_text().count(" sine(") == 1
 
 
 def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
