@@ -2,13 +2,14 @@
 
 import json
 import pathlib
+import time
 
 import numpy as np
 import pytest
 
 from rmt_jax.cli import main
 from rmt_jax.training.profile import OTHER, Place, place_of
-from rmt_jax.training.timing import Timing, ratio, time_in_turn
+from rmt_jax.training.timing import Timing, Work, ratio, time_in_turn
 from tests.training import conftest as training
 
 SMALL = ["rmt_nano", "--batch-size=2", "--image-size=32"]
@@ -19,17 +20,35 @@ TINY = [
 ]
 
 
-def test_functions_are_called_in_turn_and_equally_long() -> None:
-    called: list[str] = []
-    found = time_in_turn({"a": lambda: called.append("a"), "b": lambda: called.append("b")}, rounds=3, seconds=1e-9)
-    assert called == ["a", "a", "b", "b"] + ["a", "b"] * 3
+def test_work_is_done_in_turn() -> None:
+    done: list[str] = []
+    works = {name: Work(lambda name=name: name, done.extend) for name in "ab"}
+    found = time_in_turn(works, rounds=3, seconds=1e-9)
+    assert done == ["a", "a", "b", "b"] + ["a", "b"] * 3
     assert len(found["a"].rounds) == 3
     assert found["a"].median == sorted(found["a"].rounds)[1]
+    assert found["a"].latencies == found["a"].rounds
+
+
+def test_short_work_is_started_over_and_over_before_it_is_waited_for() -> None:
+    """As an accelerator's: 20 ms until it is done, of which the host only sees the wait."""
+    waits: list[int] = []
+
+    def wait(started: list[None]) -> None:
+        waits.append(len(started))
+        time.sleep(0.02 + 0.001 * len(started))
+
+    found = time_in_turn({"a": Work(lambda: None, wait)}, rounds=2, seconds=0.2)["a"]
+    assert waits[:2] == [1, 1]
+    assert waits[2] == waits[4] in range(5, 11)
+    assert waits[3] == waits[5] == 1
+    assert found.median < 0.5 * found.latency
 
 
 def test_the_ratio_is_that_of_each_round() -> None:
     """A machine that is slow in one round is so for both."""
-    assert ratio(Timing((2.0, 20.0, 4.0)), Timing((1.0, 10.0, 1.0))) == 2.0
+    slow, fast = (2.0, 20.0, 4.0), (1.0, 10.0, 1.0)
+    assert ratio(Timing(slow, slow), Timing(fast, fast)) == 2.0
 
 
 @pytest.mark.parametrize("measure", ["model", pytest.param("train", marks=pytest.mark.slow)])

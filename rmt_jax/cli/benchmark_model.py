@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import resource
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -17,10 +16,11 @@ if TYPE_CHECKING:  # the other commands do not need the training
 
     from rmt_jax.training.config import Config
     from rmt_jax.training.speed import Candidate
-    from rmt_jax.training.timing import Timing
+    from rmt_jax.training.timing import Timing, Work
 
 MODEL_DESCRIPTION = """\
-How fast a model classifies. With --vs torch beside it the PyTorch model of this repository's tests, with the same
+How fast a model classifies: one batch after the other for a second, without a wait between two, as in a training; and
+the latency of one alone. With --vs torch beside it the PyTorch model of this repository's tests, with the same
 weights, in the same process and in turn: eager, channels-last and compiled. The best of the first two is what the
 ratio compares with, as the median over the rounds.
 
@@ -141,19 +141,19 @@ def _measure(config: "Config", options: argparse.Namespace) -> dict[str, Any]:
     from rmt_jax.training.profile import name_all_operations
     from rmt_jax.training.sharding import formulations_for, make_mesh
     from rmt_jax.training.speed import forward_candidate, model_of, train_candidate
-    from rmt_jax.training.timing import time_in_turn
+    from rmt_jax.training.timing import Work, time_in_turn
 
     if options.profile:
         name_all_operations()
     train = options.measure == "train"
-    functions: dict[str, Callable[[], object]] = {}
+    others: dict[str, Work] = {}
     failures: dict[str, str] = {}
     model = model_of(config)
     difference = None
     if options.vs == "torch":
-        functions, failures, difference = _torch_forms(config, model, train=train)
+        others, failures, difference = _torch_forms(config, model, train=train)
     ours = (train_candidate if train else forward_candidate)(config, model)
-    timings = time_in_turn({OURS: ours.run, **functions}, rounds=options.rounds)
+    timings = time_in_turn({OURS: ours.work, **others}, rounds=options.rounds)
     what = "training step" if train else "forward pass"
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     with formulations_for(make_mesh(config.mesh)):
@@ -169,6 +169,7 @@ def _measure(config: "Config", options: argparse.Namespace) -> dict[str, Any]:
         "devices": device,
         "formulations": used,
         "seconds": {name: timing.rounds for name, timing in timings.items()},
+        "latencies": {name: timing.latencies for name, timing in timings.items()},
         "images_per_second": {name: config.batch_size / timing.median for name, timing in timings.items()},
         "ratio": _ratio(timings),
         "program_bytes": ours.memory,
@@ -183,7 +184,7 @@ def _profile(ours: "Candidate") -> list[dict[str, Any]]:
     """Print and return the time of each part of the model, the most expensive first."""
     from rmt_jax.training.profile import OTHER, profile
 
-    found = profile(ours.run, ours.text())
+    found = profile(ours.work.run, ours.text())
     parts: dict[tuple[str, str], list[float]] = {}
     for place, seconds in found.places.items():
         parts.setdefault((place.stage, place.part), [0.0, 0.0])[place.backward] += seconds
@@ -202,7 +203,9 @@ def _profile(ours: "Candidate") -> list[dict[str, Any]]:
     return [dict(zip(names, (*place, *times), strict=True)) for place, times in rows]
 
 
-def _torch_forms(config: "Config", model: "nnx.Module", *, train: bool) -> tuple[dict[str, Any], dict[str, str], float]:
+def _torch_forms(
+    config: "Config", model: "nnx.Module", *, train: bool
+) -> "tuple[dict[str, Work], dict[str, str], float]":
     """(the forms of the PyTorch model that work, why others do not, how far its logits are from the model's)."""
     import jax
 
@@ -210,6 +213,7 @@ def _torch_forms(config: "Config", model: "nnx.Module", *, train: bool) -> tuple
     from rmt_jax.convert.torch_speed import TorchModel
     from rmt_jax.training.ahead import NUM_CLASSES
     from rmt_jax.training.speed import logits, normalised_pictures, weights_of
+    from rmt_jax.training.timing import Work
 
     images = normalised_pictures(config)
     theirs = TorchModel(
@@ -221,10 +225,10 @@ def _torch_forms(config: "Config", model: "nnx.Module", *, train: bool) -> tuple
     )
     found, expected = logits(model, images[:1]), theirs.logits()
     difference = float(abs(found - expected).max() / abs(expected).max())
-    working, failures = theirs.forms(
+    starts, failures = theirs.forms(
         train=train, weight_decay=config.optimizer.weight_decay, ema_decay=config.step_ema_decay
     )
-    return working, failures, difference
+    return {form: Work(start, lambda _: theirs.finish()) for form, start in starts.items()}, failures, difference
 
 
 def _ratio(timings: "dict[str, Timing]") -> dict[str, Any] | None:
@@ -248,13 +252,14 @@ def _print_timings(
 ) -> None:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("", style="cyan", no_wrap=True)
-    for heading in ("images/s", "ms a batch", "from", "to", "program"):
+    for heading in ("images/s", "ms a batch", "from", "to", "latency, ms", "program"):
         table.add_column(heading, justify="right")
     for name, timing in timings.items():
+        columns = timing.median, min(timing.rounds), max(timing.rounds), timing.latency
         table.add_row(
             name,
             f"{config.batch_size / timing.median:,.1f}",
-            *(f"{seconds * 1e3:,.1f}" for seconds in (timing.median, min(timing.rounds), max(timing.rounds))),
+            *(f"{seconds * 1e3:,.1f}" for seconds in columns),
             format_size(memory) if name == OURS and memory is not None else "",
         )
     Console().print(table)

@@ -25,19 +25,17 @@ def measure_start(config: "Config", title: str) -> dict[str, Any]:
     model = model_of(config)
     rows["draw the weights"] = time.perf_counter() - started
     ours = train_candidate(config, model)
-    if ours.compilation is not None:
-        rows |= {
-            "trace the training step": ours.compilation.trace,
-            "compile it": ours.compilation.compile,
-            "run it for the first time": ours.compilation.first_run,
-        }
-    dispatch = dispatch_seconds(ours)
+    rows |= {
+        "trace the training step": ours.compilation.trace,
+        "compile it": ours.compilation.compile,
+        "run it for the first time": ours.compilation.first_run,
+    }
+    dispatch = dispatch_seconds(ours.work)
     table = Table(title=f"Start of {title}", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("", style="cyan", no_wrap=True)
     table.add_column("seconds", justify="right")
     for name, seconds in rows.items():
         table.add_row(name, f"{seconds:.2f}")
     Console().print(table)
-    if dispatch is not None:
-        say(f"Each further step keeps the host for {dispatch * 1e3:.1f} ms.")
+    say(f"Each further step keeps the host for {dispatch * 1e3:.1f} ms.")
     return {"seconds": rows, "dispatch_seconds": dispatch}

@@ -47,23 +47,31 @@ class TorchModel:
         return np.asarray(found.cpu())
 
     def forms(self, *, train: bool, weight_decay: float, ema_decay: float) -> tuple[dict[str, Any], dict[str, str]]:
-        """({form: function that does the work once}, {form that does not work: why}).
+        """({form: function that starts the work, see `finish`}, {form that does not work: why}).
 
         The work is the forward pass in evaluation mode, or with `train` forward, cross entropy with soft targets,
         backward, AdamW and the moving average.
         """
         working, failures = {}, {}
         for form in (EAGER, CHANNELS_LAST, COMPILED):
-            run = self._training_step(form, weight_decay, ema_decay) if train else self._forward(form)
+            start = self._training_step(form, weight_decay, ema_decay) if train else self._forward(form)
             try:
-                run()
+                start()
+                self.finish()
             except Exception as error:  # whatever the compiler of PyTorch raises
                 if form != COMPILED:
                     raise
                 failures[form] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
             else:
-                working[form] = run
+                working[form] = start
         return working, failures
+
+    def finish(self) -> None:
+        """Wait until everything that was started is done."""
+        import torch
+
+        if self._device == "cuda":
+            torch.cuda.synchronize()
 
     def _build(self, form: str) -> Any:
         import torch
@@ -87,24 +95,17 @@ class TorchModel:
 
         return torch.autocast(self._device, dtype=torch.bfloat16) if self._bfloat16 else contextlib.nullcontext()
 
-    def _finish(self) -> None:
-        import torch
-
-        if self._device == "cuda":
-            torch.cuda.synchronize()
-
     def _forward(self, form: str) -> Callable[[], None]:
         import torch
 
         model, images = self._build(form).eval(), self._inputs(form)
         function = torch.compile(model) if form == COMPILED else model
 
-        def run() -> None:
+        def start() -> None:
             with torch.inference_mode(), self._autocast():
                 function(images)
-            self._finish()
 
-        return run
+        return start
 
     def _training_step(self, form: str, weight_decay: float, ema_decay: float) -> Callable[[], None]:
         import torch
@@ -116,7 +117,7 @@ class TorchModel:
         learned = list(model.parameters()) + [b for b in model.buffers() if b.is_floating_point()]
         average = [value.detach().clone() for value in learned]
 
-        def run() -> None:
+        def start() -> None:
             with self._autocast():
                 logits = function(images)
             optimizer.zero_grad(set_to_none=True)
@@ -124,6 +125,5 @@ class TorchModel:
             optimizer.step()
             with torch.no_grad():
                 torch._foreach_lerp_(average, learned, 1 - ema_decay)
-            self._finish()
 
-        return run
+        return start

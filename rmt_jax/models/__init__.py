@@ -8,7 +8,7 @@ from rmt_jax.models.detection import CascadeMaskRCNN, DetectionHead, Detector, M
 from rmt_jax.models.detection_heads import BoxHead, DenseOutputs, MaskHead, RetinaHead, RPNHead
 from rmt_jax.models.factory import AnyModel, abstract_model, build_model, create_model, task_of
 from rmt_jax.models.fpn import FPN
-from rmt_jax.models.layers import DepthwiseConv2d
+from rmt_jax.models.layers import DepthwiseConv2d, LayerNorm
 from rmt_jax.models.rmt import Backbone, FeatureInfo, Stage
 from rmt_jax.models.segmentation import FCNHead, SegmentationHead, Segmentor, SemanticFPNHead, UPerHead
 from rmt_jax.models.variants import RUN_TIME_FIELDS, RMTConfig, list_models, variant
@@ -29,6 +29,7 @@ __all__ = [
     "FCNHead",
     "FeatureInfo",
     "Gather",
+    "LayerNorm",
     "MaskHead",
     "MaskRCNN",
     "RMTConfig",

@@ -165,12 +165,14 @@ class Block(nnx.Module):
         with jax.named_scope("position"):
             x = self.pos(x, valid, residual=True)
         with jax.named_scope("retention"):
-            branch = self.retention(self.retention_layer_norm(x), valid)
+            x, normal = self.retention_layer_norm.residual(x)
+            branch = self.retention(normal, valid)
             x = x + _kept(_scale(self.gamma_1, branch), first)
         with jax.named_scope("ffn"):
             if valid is None and self._has_kernel(x):
                 return self._fused_ffn(x, jnp.ones(len(x)) if second is None else second)
-            branch = self.ffn(self.final_layer_norm(x), valid)
+            x, normal = self.final_layer_norm.residual(x)
+            branch = self.ffn(normal, valid)
             return x + _kept(_scale(self.gamma_2, branch), second)
 
     def _has_kernel(self, x: Map) -> bool:

@@ -6,7 +6,7 @@ Initialisation is upstream's: linear layers normal(0, 0.02) with zero bias, conv
 
 import functools
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,17 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Key
 
 from rmt_jax.models.initializers import KAIMING, normal, uniform_by_fan_in
-from rmt_jax.ops import Valid, clear, depthwise_conv2d, formulations, inside, layer_norm, linear, strided
+from rmt_jax.ops import (
+    Valid,
+    clear,
+    depthwise_conv2d,
+    formulations,
+    inside,
+    layer_norm,
+    linear,
+    residual_layer_norm,
+    strided,
+)
 
 Map = Float[Array, "batch height width channels"]
 
@@ -25,8 +35,8 @@ Map = Float[Array, "batch height width channels"]
 class PerDevice(Protocol):
     """Makes a function of maps work on every device's own pictures: a kernel cannot be split by the compiler."""
 
-    def __call__(self, function: Callable[..., Map], *, weights: int = 0) -> Callable[..., Map]:
-        """The function of whole arrays, of which the last `weights` have no pictures."""
+    def __call__(self, function: Callable[..., Any], *, weights: int = 0) -> Callable[..., Any]:
+        """The function of whole arrays, of which the last `weights` have no pictures; its results have them."""
 
 
 TRUNK = normal(0.02)
@@ -88,11 +98,23 @@ class LayerNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((features,)))
         self.bias = nnx.Param(jnp.zeros((features,)))
         self.epsilon, self.dtype = epsilon, dtype
+        self.per_device: PerDevice | None = None  # training sets it where pictures are split over devices
 
     def __call__(self, x: Float[Array, "*axes channels"]) -> Float[Array, "*axes channels"]:
         """[..., features] -> the same shape."""
-        scale, bias = jnp.asarray(self.scale[...]), jnp.asarray(self.bias[...])
-        return layer_norm(x, scale, bias, self.epsilon).astype(self.dtype)
+        return self._apply(layer_norm, x)
+
+    def residual(
+        self, x: Float[Array, "*axes channels"]
+    ) -> tuple[Float[Array, "*axes channels"], Float[Array, "*axes channels"]]:
+        """(x, normalised x), for a branch that is added to x."""
+        return self._apply(residual_layer_norm, x)
+
+    def _apply(self, function: Callable[..., Any], x: Array) -> Any:
+        function = functools.partial(function, epsilon=self.epsilon, dtype=self.dtype)
+        if self.per_device is not None and formulations.chosen_here("layer_norm") == "triton":
+            function = self.per_device(function, weights=2)
+        return function(x, jnp.asarray(self.scale[...]), jnp.asarray(self.bias[...]))
 
 
 class DepthwiseConv2d(nnx.Module):

@@ -15,7 +15,7 @@ from rmt_jax.ops.depthwise import depthwise_conv2d
 from rmt_jax.ops.detections import Proposals, rcnn_detections, retinanet_detections, rpn_proposals
 from rmt_jax.ops.erasing import random_erasing
 from rmt_jax.ops.feed_forward import FFNWeights, fused_ffn
-from rmt_jax.ops.layer_norm import layer_norm
+from rmt_jax.ops.layer_norm import layer_norm, residual_layer_norm
 from rmt_jax.ops.linear import computed_once, linear
 from rmt_jax.ops.losses import (
     giou_loss,
@@ -109,6 +109,7 @@ __all__ = [
     "prepend_ground_truths",
     "random_erasing",
     "rcnn_detections",
+    "residual_layer_norm",
     "resize_bilinear",
     "resize_nearest",
     "retention",

@@ -22,6 +22,8 @@ FORMULATIONS: Mapping[str, Mapping[str, str]] = {
     # A depthwise convolution: products with every tap's view of the map added up, XLA's grouped convolution (cuDNN's on
     # GPUs), or Pallas kernels by Triton.
     "depthwise": {"gpu": "triton", "default": "shifts"},
+    # LayerNorm's gradients: by XLA, or a Pallas kernel by Triton.
+    "layer_norm": {"gpu": "triton", "default": "plain"},
     # The feed-forward branch of a block: its layers one after the other, or a Pallas kernel for maps that fit.
     "ffn": {"tpu": "kernel", "default": "layers"},
     # The blocks of a stage: every block on all pictures, or all blocks on a few pictures at a time, so that what they
@@ -32,11 +34,12 @@ _CHOICES: Mapping[str, frozenset[str]] = {
     "retention": frozenset({"at_once", "kernel", "triton"}),
     "sums": frozenset({"by_parts", "reduction"}),
     "depthwise": frozenset({"convolution", "shifts", "triton"}),
+    "layer_norm": frozenset({"plain", "triton"}),
     "ffn": frozenset({"kernel", "layers"}),
     "blocks": frozenset({"few_pictures", "all_pictures"}),
 }
 # In place of Triton where it is not to be had.
-_WITHOUT_TRITON: Mapping[str, str] = {"retention": "at_once", "depthwise": "convolution"}
+_WITHOUT_TRITON: Mapping[str, str] = {"retention": "at_once", "depthwise": "convolution", "layer_norm": "plain"}
 _LOWERED_AS: Mapping[str, tuple[str, ...]] = {"gpu": ("cuda", "rocm")}
 
 Overrides = tuple[tuple[str, str], ...]  # (operation, formulation)

@@ -1,30 +1,69 @@
-"""LayerNorm with its own backward pass, for the sake of CPUs."""
+"""LayerNorm with its own backward pass, for the sake of CPUs; on GPUs that is a kernel."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from rmt_jax.ops.formulations import chosen_here
 from rmt_jax.ops.linear import computed_once, sum_rows
+from rmt_jax.ops.triton_layer_norm import triton_layer_norm_gradients
 
 Inputs = Float[Array, "*axes channels"]
 Channels = Float[Array, " channels"]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def layer_norm(x: Inputs, scale: Channels, bias: Channels, epsilon: float) -> Inputs:
-    """(x - mean) / sqrt(var + epsilon) * scale + bias over the channels, computed in float32.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def layer_norm(x: Inputs, scale: Channels, bias: Channels, epsilon: float, dtype: DTypeLike = jnp.float32) -> Inputs:
+    """(x - mean) / sqrt(var + epsilon) * scale + bias over the channels, computed in float32, as `dtype`.
 
     In two passes: E[x^2] - E[x]^2 fails for large means. The gradients are the usual ones; as in `linear`, what comes
     back is computed once on a CPU, and summed by a product with ones.
-
-    Returns:
-        float32, whatever the type of x.
     """
     normal, _ = _normalise(x, epsilon)
-    return normal * scale + bias
+    return (normal * scale + bias).astype(dtype)
+
+
+def _forward(
+    x: Inputs, scale: Channels, bias: Channels, epsilon: float, dtype: DTypeLike
+) -> tuple[Inputs, tuple[Inputs, Channels]]:
+    return layer_norm(x, scale, bias, epsilon, dtype), (x, scale)
+
+
+def _backward(
+    epsilon: float, dtype: DTypeLike, saved: tuple[Inputs, Channels], dy: Inputs
+) -> tuple[Inputs, Channels, Channels]:
+    return _gradients(epsilon, *saved, dy, None)
+
+
+layer_norm.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def residual_layer_norm(
+    x: Inputs, scale: Channels, bias: Channels, epsilon: float, dtype: DTypeLike = jnp.float32
+) -> tuple[Inputs, Inputs]:
+    """(x, `layer_norm` of it), for a branch that is added to x: both gradients are added in the pass of the second."""
+    return x, layer_norm(x, scale, bias, epsilon, dtype)
+
+
+def _residual_forward(
+    x: Inputs, scale: Channels, bias: Channels, epsilon: float, dtype: DTypeLike
+) -> tuple[tuple[Inputs, Inputs], tuple[Inputs, Channels]]:
+    return residual_layer_norm(x, scale, bias, epsilon, dtype), (x, scale)
+
+
+def _residual_backward(
+    epsilon: float, dtype: DTypeLike, saved: tuple[Inputs, Channels], gradients: tuple[Inputs, Inputs]
+) -> tuple[Inputs, Channels, Channels]:
+    dx, dy = gradients
+    return _gradients(epsilon, *saved, dy, dx)
+
+
+residual_layer_norm.defvjp(_residual_forward, _residual_backward)
 
 
 def _normalise(x: Inputs, epsilon: float) -> tuple[Inputs, Float[Array, "*axes 1"]]:
@@ -35,18 +74,16 @@ def _normalise(x: Inputs, epsilon: float) -> tuple[Inputs, Float[Array, "*axes 1
     return centred * factor, factor
 
 
-def _forward(x: Inputs, scale: Channels, bias: Channels, epsilon: float) -> tuple[Inputs, tuple[Inputs, Channels]]:
-    return layer_norm(x, scale, bias, epsilon), (x, scale)
-
-
-def _backward(epsilon: float, saved: tuple[Inputs, Channels], dy: Inputs) -> tuple[Inputs, Channels, Channels]:
-    x, scale = saved
-    dy = computed_once(dy)
+def _gradients(
+    epsilon: float, x: Inputs, scale: Channels, dy: Inputs, residual: Inputs | None
+) -> tuple[Inputs, Channels, Channels]:
+    """Of x, with what else comes back for it, of the scale and of the bias."""
+    # When it is traced: of both in one program, the other's operations would be counted too.
+    if chosen_here("layer_norm") == "triton":
+        return triton_layer_norm_gradients(x, scale, dy, residual, epsilon=epsilon)
+    dy = computed_once(dy).astype(jnp.float32)
     normal, factor = _normalise(x, epsilon)
     dnormal = dy * scale
     along = (dnormal * normal).mean(axis=-1, keepdims=True)
-    dx = factor * (dnormal - dnormal.mean(axis=-1, keepdims=True) - normal * along)
-    return dx.astype(x.dtype), sum_rows(dy * normal), sum_rows(dy)
-
-
-layer_norm.defvjp(_forward, _backward)
+    dx = (factor * (dnormal - dnormal.mean(axis=-1, keepdims=True) - normal * along)).astype(x.dtype)
+    return dx if residual is None else residual + dx, sum_rows(dy * normal), sum_rows(dy)

@@ -14,7 +14,7 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from rmt_jax.models import Block, DepthwiseConv2d, Retention, Stage, abstract_model
+from rmt_jax.models import Block, DepthwiseConv2d, LayerNorm, Retention, Stage, abstract_model
 from rmt_jax.tasks import Task
 from rmt_jax.training.compiler import compiler_options
 from rmt_jax.training.config import Config
@@ -144,7 +144,7 @@ def place_model(
 def keep_to_devices(model: nnx.Module, mesh: Mesh) -> None:
     """Tell modules that pictures are split over a mesh; else no model with kernels compiles for several devices."""
     for _, module in nnx.iter_modules(model):
-        if isinstance(module, Retention | Block | DepthwiseConv2d):
+        if isinstance(module, Retention | Block | DepthwiseConv2d | LayerNorm):
             module.per_device = PerDevice(mesh)
 
 

@@ -179,7 +179,7 @@ class PerDevice:
 
     mesh: Mesh
 
-    def __call__(self, function: Callable[..., Array], *, weights: int = 0) -> Callable[..., Array]:
+    def __call__(self, function: Callable[..., Any], *, weights: int = 0) -> Callable[..., Any]:
         """A function of the whole arrays, of which the last `weights` have no batch and are whole on every device."""
         part = PartitionSpec(self.mesh.axis_names)
 

@@ -14,6 +14,7 @@ from rmt_jax.training.compiler import compiler_options
 from rmt_jax.training.config import Config
 from rmt_jax.training.program import place_model, train_program, training_task
 from rmt_jax.training.sharding import batch_sharding, make_mesh, platform_of, replicated
+from rmt_jax.training.timing import Work
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,18 +37,16 @@ class Candidate:
     """Something to be timed.
 
     Attributes:
-        run: does the work once, and returns when it is done.
+        work: starts the program, and waits for it.
         text: gives the compiled program's text.
-        compilation: of a compiled program.
+        compilation: how long it took until it ran.
         memory: bytes of arguments, results and temporaries of a device, None where that is not known.
-        dispatch: starts the work and returns, for what the host does for a step; None where it is not to be timed.
     """
 
-    run: Callable[[], object]
+    work: Work
     text: Callable[[], str]
-    compilation: Compilation | None = None
-    memory: float | None = None
-    dispatch: Callable[[], object] | None = None
+    compilation: Compilation
+    memory: float | None
 
 
 def pictures(config: Config) -> np.ndarray:
@@ -89,15 +88,7 @@ def forward_candidate(config: Config, model: nnx.Module) -> Candidate:
     images = jax.device_put(normalised_pictures(config), batch_sharding(mesh))
     options = compiler_options(platform_of(mesh))
     forward = jax.jit(lambda state, images: nnx.merge(graph, state)(images), compiler_options=options)
-    compiled, compilation = _compile(forward, state, images)
-    started = time.perf_counter()
-    jax.block_until_ready(compiled(state, images))
-    return Candidate(
-        run=lambda: jax.block_until_ready(compiled(state, images)),
-        compilation=dataclasses.replace(compilation, first_run=time.perf_counter() - started),
-        memory=_memory(compiled),
-        text=compiled.as_text,
-    )
+    return _candidate(forward, lambda compiled: lambda: compiled(state, images), state, images)
 
 
 def train_candidate(config: Config, model: nnx.Module) -> Candidate:
@@ -107,44 +98,40 @@ def train_candidate(config: Config, model: nnx.Module) -> Candidate:
     state = program.place(model)
     labels = np.random.default_rng(1).integers(0, NUM_CLASSES, config.batch_size, dtype=np.int32)
     batch = jax.device_put({"image": pictures(config), "label": labels}, batch_sharding(mesh))
-    compiled, compilation = _compile(program.train_step, state, batch, {})
 
-    def step() -> Any:
-        nonlocal state
-        state, metrics = compiled(state, batch, {})
-        return metrics
+    def steps(compiled: Any) -> Callable[[], Any]:
+        def step() -> Any:
+            nonlocal state
+            state, metrics = compiled(state, batch, {})
+            return metrics
 
-    started = time.perf_counter()
-    jax.block_until_ready(step())
-    return Candidate(
-        run=lambda: jax.block_until_ready((step(), state)),
-        compilation=dataclasses.replace(compilation, first_run=time.perf_counter() - started),
-        memory=_memory(compiled),
-        dispatch=step,
-        text=compiled.as_text,
-    )
+        return step
+
+    return _candidate(program.train_step, steps, state, batch, {})
 
 
-def dispatch_seconds(candidate: Candidate, steps: int = 5) -> float | None:
-    """What the host does for a step before it is free again: the smallest of a few, each with idle devices."""
-    if candidate.dispatch is None:
-        return None
+def dispatch_seconds(work: Work, steps: int = 5) -> float:
+    """What the host does to start it before it is free again: the smallest of a few, each with idle devices."""
     found = []
     for _ in range(steps):
-        candidate.run()
         started = time.perf_counter()
-        result = candidate.dispatch()
+        result = work.start()
         found.append(time.perf_counter() - started)
-        jax.block_until_ready(result)
+        work.wait([result])
     return min(found)
 
 
-def _compile(function: Any, *arguments: Any) -> tuple[Any, Compilation]:
+def _candidate(function: Any, caller: Callable[[Any], Callable[[], Any]], *arguments: Any) -> Candidate:
+    """A jitted function compiled for arguments; `caller` gives what calls the compiled one."""
     started = time.perf_counter()
     lowered = function.lower(*arguments)
     traced = time.perf_counter()
     compiled = lowered.compile()
-    return compiled, Compilation(traced - started, time.perf_counter() - traced, 0.0)
+    done = time.perf_counter()
+    work = Work(caller(compiled), jax.block_until_ready)
+    work.run()
+    compilation = Compilation(traced - started, done - traced, time.perf_counter() - done)
+    return Candidate(work, compiled.as_text, compilation, _memory(compiled))
 
 
 def _memory(compiled: Any) -> float | None:

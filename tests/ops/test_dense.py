@@ -1,5 +1,7 @@
 """Linear layers and LayerNorm, whose backward passes are written by hand, against what jax derives itself."""
 
+import functools
+import sys
 from collections.abc import Callable
 
 import jax
@@ -7,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmt_jax.ops import formulations, layer_norm, linear
+from rmt_jax.ops import formulations, layer_norm, linear, residual_layer_norm
 
 EPSILON = 1e-3
 
@@ -21,10 +23,20 @@ def plain_layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Arr
     return (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + EPSILON) * scale + bias
 
 
+def plain_residual(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    return x * plain_layer_norm(x, scale, bias)
+
+
+def residual(*arguments: jax.Array) -> jax.Array:
+    x, y = residual_layer_norm(*arguments, EPSILON)
+    return x * y
+
+
 CASES: dict[str, tuple[Callable[..., jax.Array], Callable[..., jax.Array], list[tuple[int, ...]]]] = {
     "linear": (linear, plain_linear, [(2, 3, 5, 6), (6, 4), (4,)]),
     "linear of a vector": (linear, plain_linear, [(6,), (6, 4), (4,)]),
     "LayerNorm": (lambda *args: layer_norm(*args, EPSILON), plain_layer_norm, [(2, 3, 5, 6), (6,), (6,)]),
+    "LayerNorm and its input": (residual, plain_residual, [(2, 3, 5, 6), (6,), (6,)]),
 }
 
 
@@ -44,6 +56,46 @@ def test_results_and_gradients_are_the_plain_ones(case: str, sums: str, monkeypa
     dy = normal([y.shape])[0]
     for gradient, other in zip(pull(dy), expected_pull(dy), strict=True):
         np.testing.assert_allclose(gradient, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
+
+
+@pytest.fixture
+def by_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LayerNorm's gradients as on GPUs, interpreted."""
+    module = sys.modules["rmt_jax.ops.layer_norm"]
+    kernel = functools.partial(module.triton_layer_norm_gradients, interpret=True)
+    monkeypatch.setattr(module, "triton_layer_norm_gradients", kernel)
+    monkeypatch.setenv(formulations.ENVIRONMENT_VARIABLE, "layer_norm=triton")
+
+
+def relative_error(found: jax.Array, expected: jax.Array) -> float:
+    """Of the largest number."""
+    difference = found.astype(jnp.float32) - expected.astype(jnp.float32)
+    return float(jnp.abs(difference).max() / jnp.abs(expected).max())
+
+
+@pytest.mark.usefixtures("by_triton")
+@pytest.mark.parametrize("case", ["LayerNorm", "LayerNorm and its input"])
+@pytest.mark.parametrize("shape", [(1, 3), (7, 64), (2, 13, 5, 80), (3, 9, 9, 512), (1, 1, 2500), (9000, 16)])
+def test_the_kernel_for_gpus_gives_the_plain_gradients(case: str, shape: tuple[int, ...]) -> None:
+    """Of fewer rows and channels than a program has, of more, and with a rest of either."""
+    arguments = normal([shape, shape[-1:], shape[-1:], shape])
+    *inputs, dy = arguments[0] + 3, *arguments[1:]
+    ours, plain = (jax.vjp(function, *inputs)[1](dy) for function in CASES[case][:2])
+    for found, expected in zip(ours, plain, strict=True):
+        assert found.shape == expected.shape
+        assert relative_error(found, expected) < 1e-5
+
+
+@pytest.mark.usefixtures("by_triton")
+def test_the_kernel_for_gpus_rounds_the_maps_gradient_alone() -> None:
+    x, scale, bias, dy = normal([(6, 50, 32), (32,), (32,), (6, 50, 32)])
+    half, half_dy = x.astype(jnp.bfloat16), dy.astype(jnp.bfloat16)
+    y, pull = jax.vjp(lambda *args: layer_norm(*args, EPSILON, jnp.bfloat16), half, scale, bias)
+    found = pull(half_dy)
+    expected = jax.vjp(plain_layer_norm, half.astype(jnp.float32), scale, bias)[1](half_dy.astype(jnp.float32))
+    assert [array.dtype for array in (y, *found)] == [jnp.bfloat16, jnp.bfloat16, jnp.float32, jnp.float32]
+    for one, other, bound in zip(found, expected, (2.0**-8, 1e-6, 1e-6), strict=True):
+        assert relative_error(one, other) < bound
 
 
 def test_large_means_leave_the_variance_exact() -> None:
