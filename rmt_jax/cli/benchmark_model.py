@@ -19,10 +19,10 @@ if TYPE_CHECKING:  # the other commands do not need the training
     from rmt_jax.training.timing import Timing, Work
 
 MODEL_DESCRIPTION = """\
-How fast a model classifies: one batch after the other for a second, without a wait between two, as in a training; and
-the latency of one alone. With --vs torch beside it the PyTorch model of this repository's tests, with the same
-weights, in the same process and in turn: eager, channels-last and compiled. The best of the first two is what the
-ratio compares with, as the median over the rounds.
+How fast a model classifies: batches started one after the other without a wait, for a second a round, as in a training;
+and how long one takes alone, until it is done. With --vs torch beside it the PyTorch model of this repository's tests,
+with the same weights, in the same process and in turn: eager, channels-last and compiled. The best of the first two is
+what the ratio compares with, as the median over the rounds.
 
   rmt benchmark model rmt_s --batch-size 8
   rmt benchmark model rmt_t --batch-size 8 --vs torch --json rmt_t.json
@@ -158,12 +158,14 @@ def _measure(config: "Config", options: argparse.Namespace) -> dict[str, Any]:
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     with formulations_for(make_mesh(config.mesh)):
         used = describe_formulations(config, jax.default_backend())
-    _print_timings(f"{what} of {_title(config)} on {device}", config, ours.memory, timings, failures)
+    _print_timings(f"{what} of {_title(config)} on {device}", config, timings, failures)
     if difference is not None:
         say(f"Same weights: logits differ by {difference:.1e} of the largest (float32, highest precision).")
     parts = _profile(ours) if options.profile else None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     say(f"Formulations: {used}.")
+    if ours.memory is not None:
+        say(f"Arguments, results and temporaries of {OURS}'s program: {format_size(ours.memory)}.")
     say(f"Peak memory of this process: {format_size(peak)}. {options.rounds} rounds, every form in each.")
     return {
         "devices": device,
@@ -243,25 +245,15 @@ def _ratio(timings: "dict[str, Timing]") -> dict[str, Any] | None:
     return {"to": best, "value": ratio(timings[best], timings[OURS])}
 
 
-def _print_timings(
-    title: str,
-    config: "Config",
-    memory: float | None,
-    timings: "dict[str, Timing]",
-    failures: dict[str, str],
-) -> None:
+def _print_timings(title: str, config: "Config", timings: "dict[str, Timing]", failures: dict[str, str]) -> None:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("", style="cyan", no_wrap=True)
-    for heading in ("images/s", "ms a batch", "from", "to", "latency, ms", "program"):
-        table.add_column(heading, justify="right")
+    for heading in ("images/s", "ms a batch", "from", "to", "alone, ms"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, timing in timings.items():
         columns = timing.median, min(timing.rounds), max(timing.rounds), timing.latency
-        table.add_row(
-            name,
-            f"{config.batch_size / timing.median:,.1f}",
-            *(f"{seconds * 1e3:,.1f}" for seconds in columns),
-            format_size(memory) if name == OURS and memory is not None else "",
-        )
+        rate = f"{config.batch_size / timing.median:,.1f}"
+        table.add_row(name, rate, *(f"{seconds * 1e3:,.1f}" for seconds in columns))
     Console().print(table)
     for name, reason in failures.items():
         say(f"{name} does not work: {reason}")
