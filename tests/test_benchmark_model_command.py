@@ -104,14 +104,17 @@ def test_for_chips_that_are_not_here(tmp_path: pathlib.Path, capsys: pytest.Capt
     file = tmp_path / "cost.json"
     words = ["--topology=v5e:2x2", "--dtype=bfloat16", f"--json={file}"]
     assert main(["benchmark", "model", *SMALL, *words]) == 0
-    assert "nothing was run" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "nothing was run" in said
+    assert "stage 2, 4x4x" in said
     costs = json.loads(file.read_text())["costs"]
-    assert [cost["count"] for cost in costs[::2]] == [0, *(cost["count"] for cost in costs[2::2])]
-    assert len(costs) == 1 + 2 * 4
+    assert [cost["backward"] for cost in costs] == [False] + [False, True] * 4
+    assert costs[0]["count"] == 0 < min(cost["count"] for cost in costs[1:])
     for cost in costs:
         assert cost["bytes"] >= 0.5 * cost["floor"] > 0  # what stays on the chip is not counted
         assert cost["flops"] > 0
     for forward, both in zip(costs[1::2], costs[2::2], strict=True):
+        assert (forward["name"], forward["count"]) == (both["name"], both["count"])
         assert both["flops"] == pytest.approx(3 * forward["flops"], rel=0.1)
 
 

@@ -270,13 +270,12 @@ def _compile_for(config: "Config", topology: str) -> dict[str, Any]:
     spread = with_batch(config, config.batch_size, len(devices))
     costs = [forward_cost(spread, devices), *block_costs(spread, devices)]
     table = Table(title=f"{_title(config)} a chip, for {chip.name}", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("a picture", style="cyan")
-    for heading in ("blocks", "GFLOP", "MB", "read and\nwritten once", "times\nthat", "arithmetic\nus", "memory\nus"):
-        table.add_column(heading, justify="right")
-    table.add_column("temporaries\na chip", justify="right")
+    table.add_column("a picture", style="cyan", no_wrap=True)
+    for heading in ("blocks", "GFLOP", "MB", "MB\nonce", "MB by\nonce", "compute\nus", "memory\nus", "MiB\na chip"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for cost in costs:
         table.add_row(
-            cost.name,
+            "  and backward" if cost.backward else cost.name,
             str(cost.count or ""),
             f"{cost.flops / 1e9:.2f}",
             f"{cost.bytes / 1e6:.1f}",
@@ -284,8 +283,9 @@ def _compile_for(config: "Config", topology: str) -> dict[str, Any]:
             f"{cost.bytes / cost.floor:.1f}",
             f"{cost.flops / chip.flops * 1e6:.1f}",
             f"{cost.bytes / chip.bandwidth * 1e6:.1f}",
-            format_size(cost.temporaries),
+            f"{cost.temporaries / 2**20:,.0f}",
         )
     Console().print(table)
+    say("MB once: if arguments were read and results written once. MiB: temporaries. A block of each stage.")
     say(f"Compiler's figures of unrolled programs for {topology}; nothing was run.")
     return {"topology": topology, "costs": [dataclasses.asdict(cost) for cost in costs]}

@@ -27,7 +27,8 @@ class Cost:
     """The compiler's figures for a program.
 
     Attributes:
-        name: for tables.
+        name: "forward pass", or a stage with its map, a block of which it is.
+        backward: whether the backward pass is in it.
         count: how often the whole model has it; 0 for the whole model itself.
         flops: of matrix products and convolutions, a picture.
         bytes: between memory and chip, a picture.
@@ -36,6 +37,7 @@ class Cost:
     """
 
     name: str
+    backward: bool
     count: int
     flops: float
     bytes: float
@@ -51,7 +53,7 @@ def forward_cost(config: Config, devices: Sequence[jax.Device]) -> Cost:
     place_model(model, mesh, config.mesh.min_split, config.model.dtype)
     size = config.data.image_size
     images = jax.ShapeDtypeStruct((config.batch_size, size, size, 3), jnp.dtype(config.model.dtype))
-    return _cost("forward", 0, _as_function(model), images, mesh, _weights(model))
+    return _cost("forward pass", 0, _as_function(model), _weights(model), images, mesh)
 
 
 def block_costs(config: Config, devices: Sequence[jax.Device]) -> Iterator[Cost]:
@@ -65,10 +67,9 @@ def block_costs(config: Config, devices: Sequence[jax.Device]) -> Iterator[Cost]
         shape = (config.batch_size, side, side, info.channels)
         x = jax.ShapeDtypeStruct(shape, jnp.dtype(config.model.dtype))
         function, weights = _as_function(block), _weights(block)
-        name = f"stage {index + 1} block, {side}x{side}x{info.channels}"
-        yield _cost(f"{name}: forward", len(stage.blocks), function, x, mesh, weights)
-        backward = functools.partial(_forward_and_backward, function)
-        yield _cost(f"{name}: and backward", len(stage.blocks), backward, x, mesh, weights)
+        name = f"stage {index + 1}, {side}x{side}x{info.channels}"
+        for backward in (False, True):
+            yield _cost(name, len(stage.blocks), function, weights, x, mesh, backward=backward)
 
 
 def _forward_and_backward(function: Callable[..., Any], weights: Any, x: jax.Array) -> Any:
@@ -87,7 +88,14 @@ def _weights(module: nnx.Module) -> Any:
 
 
 def _cost(
-    name: str, count: int, function: Callable[..., Any], x: jax.ShapeDtypeStruct, mesh: Mesh, weights: Any
+    name: str,
+    count: int,
+    function: Callable[..., Any],
+    weights: Any,
+    x: jax.ShapeDtypeStruct,
+    mesh: Mesh,
+    *,
+    backward: bool = False,
 ) -> Cost:
     whole, split = replicated(mesh), batch_sharding(mesh)
     arguments = (
@@ -95,12 +103,13 @@ def _cost(
         jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split),
     )
     with formulations_for(mesh):
-        traced = jax.jit(function).trace(*arguments)
+        traced = jax.jit(functools.partial(_forward_and_backward, function) if backward else function).trace(*arguments)
         compiled = traced.lower().compile()
     memory, accessed = compiled.memory_analysis(), compiled.cost_analysis()["bytes accessed"]
     each = x.shape[0] / mesh.size
     return Cost(
         name=name,
+        backward=backward,
         count=count,
         flops=count_flops(traced.jaxpr.jaxpr) / x.shape[0],
         bytes=accessed / each,

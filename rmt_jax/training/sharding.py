@@ -183,7 +183,7 @@ class PerDevice:
         """A function of the whole arrays, of which the last `weights` have no batch and are whole on every device."""
         part = PartitionSpec(self.mesh.axis_names)
 
-        def of_whole(*arguments: Any) -> Array:
+        def of_whole(*arguments: Any) -> Any:
             specs = [part] * (len(arguments) - weights) + [PartitionSpec()] * weights
             split = jax.shard_map(function, mesh=self.mesh, in_specs=tuple(specs), out_specs=part, check_vma=False)
             return split(*arguments)

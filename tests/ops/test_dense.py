@@ -8,8 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from rmt_jax.models.layers import LayerNorm
 from rmt_jax.ops import formulations, layer_norm, linear, residual_layer_norm
+from rmt_jax.training.sharding import PerDevice
 
 EPSILON = 1e-3
 
@@ -96,6 +100,27 @@ def test_the_kernel_for_gpus_rounds_the_maps_gradient_alone() -> None:
     assert [array.dtype for array in (y, *found)] == [jnp.bfloat16, jnp.bfloat16, jnp.float32, jnp.float32]
     for one, other, bound in zip(found, expected, (2.0**-8, 1e-6, 1e-6), strict=True):
         assert relative_error(one, other) < bound
+
+
+@pytest.mark.usefixtures("by_triton")
+def test_the_kernel_for_gpus_keeps_to_a_devices_pictures() -> None:
+    """As the layer is called in training: the gradients of scale and bias are those of all pictures."""
+    layer = LayerNorm(12, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    graph, weights = nnx.split(layer)
+    x, dx, dy = normal([(16, 3, 4, 12), (16, 3, 4, 12), (16, 3, 4, 12)])
+    layer.per_device = PerDevice(jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,)))
+    split = nnx.graphdef(layer)
+    by_batch = NamedSharding(layer.per_device.mesh, PartitionSpec("data"))
+
+    def both(graph: nnx.GraphDef[LayerNorm], weights: nnx.State, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+        x, *gradients = arrays
+        y, pull = jax.vjp(lambda weights, x: nnx.merge(graph, weights).residual(x), weights, x)
+        return y, pull(tuple(gradients))
+
+    run = jax.jit(both, static_argnums=0)
+    expected, found = run(graph, weights, x, dx, dy), run(split, weights, *jax.device_put((x, dx, dy), by_batch))
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_large_means_leave_the_variance_exact() -> None:

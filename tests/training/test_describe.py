@@ -63,6 +63,7 @@ def test_gpus_before_ampere_do_without_triton(capability: str, retention: str, m
     monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
     assert formulations.chosen("retention", "gpu") == retention
     assert formulations.chosen("depthwise", "gpu") == ("convolution" if retention == "at_once" else "triton")
+    assert formulations.chosen("layer_norm", "gpu") == ("plain" if retention == "at_once" else "triton")
 
 
 def test_a_jax_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
