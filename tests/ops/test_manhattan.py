@@ -97,7 +97,7 @@ def test_the_environment_decides_for_every_platform(monkeypatch: pytest.MonkeyPa
     for platform in ("cpu", "tpu"):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert "tpu_custom_call" not in text
-    choices = "retention at_once, sums reduction, depthwise shifts, ffn layers, blocks few_pictures"
+    choices = "retention at_once, sums reduction, depthwise shifts, layer_norm plain, ffn layers, blocks few_pictures"
     assert formulations.describe("cpu") == f"{choices} (RMT_JAX_FORMULATIONS=retention=at_once, sums=reduction)"
 
 
@@ -121,9 +121,9 @@ def test_the_environment_comes_before_what_a_program_asks_for(monkeypatch: pytes
 @pytest.mark.parametrize(
     ("platform", "expected"),
     [
-        ("tpu", "retention kernel, sums reduction, depthwise shifts, ffn kernel, blocks all_pictures"),
-        ("cpu", "retention at_once, sums by_parts, depthwise shifts, ffn layers, blocks few_pictures"),
-        ("gpu", "retention triton, sums reduction, depthwise triton, ffn layers, blocks all_pictures"),
+        ("tpu", "retention kernel, sums reduction, depthwise shifts, layer_norm plain, ffn kernel, blocks all_pictures"),
+        ("cpu", "retention at_once, sums by_parts, depthwise shifts, layer_norm plain, ffn layers, blocks few_pictures"),
+        ("gpu", "retention triton, sums reduction, depthwise triton, layer_norm triton, ffn layers, blocks all_pictures"),
     ],
 )
 def test_what_a_summary_says(platform: str, expected: str) -> None:
