@@ -246,7 +246,8 @@ def _ratio(timings: "dict[str, Timing]") -> dict[str, Any] | None:
 
 
 def _print_timings(title: str, config: "Config", timings: "dict[str, Timing]", failures: dict[str, str]) -> None:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    say(title)  # longer than a table is wide
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("", style="cyan", no_wrap=True)
     for heading in ("images/s", "ms a batch", "from", "to", "alone, ms"):
         table.add_column(heading, justify="right", no_wrap=True)

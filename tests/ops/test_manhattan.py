@@ -121,9 +121,18 @@ def test_the_environment_comes_before_what_a_program_asks_for(monkeypatch: pytes
 @pytest.mark.parametrize(
     ("platform", "expected"),
     [
-        ("tpu", "retention kernel, sums reduction, depthwise shifts, layer_norm plain, ffn kernel, blocks all_pictures"),
-        ("cpu", "retention at_once, sums by_parts, depthwise shifts, layer_norm plain, ffn layers, blocks few_pictures"),
-        ("gpu", "retention triton, sums reduction, depthwise triton, layer_norm triton, ffn layers, blocks all_pictures"),
+        (
+            "tpu",
+            "retention kernel, sums reduction, depthwise shifts, layer_norm plain, ffn kernel, blocks all_pictures",
+        ),
+        (
+            "cpu",
+            "retention at_once, sums by_parts, depthwise shifts, layer_norm plain, ffn layers, blocks few_pictures",
+        ),
+        (
+            "gpu",
+            "retention triton, sums reduction, depthwise triton, layer_norm triton, ffn layers, blocks all_pictures",
+        ),
     ],
 )
 def test_what_a_summary_says(platform: str, expected: str) -> None:
