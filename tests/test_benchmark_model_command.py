@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-import time
+import sys
 
 import numpy as np
 import pytest
@@ -30,19 +30,20 @@ def test_work_is_done_in_turn() -> None:
     assert found["a"].latencies == found["a"].rounds
 
 
-def test_short_work_is_started_over_and_over_before_it_is_waited_for() -> None:
-    """As an accelerator's: 20 ms until it is done, of which the host only sees the wait."""
-    waits: list[int] = []
+def test_short_work_is_started_over_and_over_before_it_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an accelerator's: 20 s until it is done, 1 s more for every further one. By a clock of its own."""
+    now, waits = 0.0, list[int]()
 
     def wait(started: list[None]) -> None:
+        nonlocal now
+        now += 19 + len(started)
         waits.append(len(started))
-        time.sleep(0.02 + 0.001 * len(started))
 
-    found = time_in_turn({"a": Work(lambda: None, wait)}, rounds=2, seconds=0.2)["a"]
-    assert waits[:2] == [1, 1]
-    assert waits[2] == waits[4] in range(5, 11)
-    assert waits[3] == waits[5] == 1
-    assert found.median < 0.5 * found.latency
+    monkeypatch.setattr("rmt_jax.training.timing.time.perf_counter", lambda: now)
+    found = time_in_turn({"a": Work(lambda: None, wait)}, rounds=2, seconds=90.0)["a"]
+    assert waits == [1, 1, 4, 1, 4, 1]  # 4 times 20 s fit into 90
+    assert found.rounds == (23 / 4, 23 / 4)
+    assert found.latencies == (20, 20)
 
 
 def test_the_ratio_is_that_of_each_round() -> None:
@@ -134,3 +135,11 @@ def test_for_chips_that_are_not_here(tmp_path: pathlib.Path, capsys: pytest.Capt
 def test_refusals(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["benchmark", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_without_pytorch_it_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert main(["benchmark", "train", *SMALL, "--vs=torch"]) == 2
+    assert "--vs torch needs PyTorch: pip install 'rmt-jax[torch]'" in capsys.readouterr().err

@@ -102,6 +102,10 @@ def _check(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')}={value}: expected 1 or more.")
     if getattr(options, "topology", None) is not None and options.vs is not None:
         raise ValueError("--topology runs nothing, so there is nothing to compare: leave out --vs.")
+    if getattr(options, "vs", None) is not None:
+        from rmt_jax.convert.torch_file import require_torch
+
+        require_torch("--vs torch")
 
 
 def _config(options: argparse.Namespace) -> "Config":

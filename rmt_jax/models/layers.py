@@ -23,7 +23,6 @@ from rmt_jax.ops import (
     depthwise_conv2d,
     formulations,
     inside,
-    layer_norm,
     linear,
     residual_layer_norm,
     strided,
@@ -102,19 +101,16 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*axes channels"]) -> Float[Array, "*axes channels"]:
         """[..., features] -> the same shape."""
-        return self._apply(layer_norm, x)
+        return self.residual(x)[1]
 
     def residual(
         self, x: Float[Array, "*axes channels"]
     ) -> tuple[Float[Array, "*axes channels"], Float[Array, "*axes channels"]]:
         """(x, normalised x), for a branch that is added to x."""
-        return self._apply(residual_layer_norm, x)
-
-    def _apply(self, function: Callable[..., Any], x: Array) -> Any:
-        function = functools.partial(function, epsilon=self.epsilon, dtype=self.dtype)
+        normalise: Callable[..., Any] = functools.partial(residual_layer_norm, epsilon=self.epsilon, dtype=self.dtype)
         if self.per_device is not None and formulations.chosen_here("layer_norm") == "triton":
-            function = self.per_device(function, weights=2)
-        return function(x, jnp.asarray(self.scale[...]), jnp.asarray(self.bias[...]))
+            normalise = self.per_device(normalise, weights=2)
+        return normalise(x, jnp.asarray(self.scale[...]), jnp.asarray(self.bias[...]))
 
 
 class DepthwiseConv2d(nnx.Module):

@@ -16,6 +16,9 @@ FORMULATIONS: Mapping[str, Mapping[str, str]] = {
     # The heart of a retention layer: products of all pictures at once, a Pallas kernel for maps that fit into a TPU's
     # vector memory, or Pallas kernels for GPUs by Triton.
     "retention": {"tpu": "kernel", "gpu": "triton", "default": "at_once"},
+    # Columns of query and key weights from pairs to halves: slices with strides put side by side, or a transpose, with
+    # which TPUs need less memory.
+    "halves": {"cpu": "strides", "default": "transpose"},
     # Sums over pictures and positions in gradients: one reduction, or parts of the maps added up and a product with
     # ones, which XLA's CPU backend does 20 times faster.
     "sums": {"cpu": "by_parts", "default": "reduction"},
@@ -32,6 +35,7 @@ FORMULATIONS: Mapping[str, Mapping[str, str]] = {
 }
 _CHOICES: Mapping[str, frozenset[str]] = {
     "retention": frozenset({"at_once", "kernel", "triton"}),
+    "halves": frozenset({"strides", "transpose"}),
     "sums": frozenset({"by_parts", "reduction"}),
     "depthwise": frozenset({"convolution", "shifts", "triton"}),
     "layer_norm": frozenset({"plain", "triton"}),

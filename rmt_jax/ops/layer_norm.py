@@ -16,30 +16,13 @@ Inputs = Float[Array, "*axes channels"]
 Channels = Float[Array, " channels"]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def layer_norm(x: Inputs, scale: Channels, bias: Channels, epsilon: float, dtype: DTypeLike = jnp.float32) -> Inputs:
     """(x - mean) / sqrt(var + epsilon) * scale + bias over the channels, computed in float32, as `dtype`.
 
     In two passes: E[x^2] - E[x]^2 fails for large means. The gradients are the usual ones; as in `linear`, what comes
     back is computed once on a CPU, and summed by a product with ones.
     """
-    normal, _ = _normalise(x, epsilon)
-    return (normal * scale + bias).astype(dtype)
-
-
-def _forward(
-    x: Inputs, scale: Channels, bias: Channels, epsilon: float, dtype: DTypeLike
-) -> tuple[Inputs, tuple[Inputs, Channels]]:
-    return layer_norm(x, scale, bias, epsilon, dtype), (x, scale)
-
-
-def _backward(
-    epsilon: float, dtype: DTypeLike, saved: tuple[Inputs, Channels], dy: Inputs
-) -> tuple[Inputs, Channels, Channels]:
-    return _gradients(epsilon, *saved, dy, None)
-
-
-layer_norm.defvjp(_forward, _backward)
+    return residual_layer_norm(x, scale, bias, epsilon, dtype)[1]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -47,23 +30,26 @@ def residual_layer_norm(
     x: Inputs, scale: Channels, bias: Channels, epsilon: float, dtype: DTypeLike = jnp.float32
 ) -> tuple[Inputs, Inputs]:
     """(x, `layer_norm` of it), for a branch that is added to x: both gradients are added in the pass of the second."""
-    return x, layer_norm(x, scale, bias, epsilon, dtype)
+    normal, _ = _normalise(x, epsilon)
+    return x, (normal * scale + bias).astype(dtype)
 
 
-def _residual_forward(
+def _forward(
     x: Inputs, scale: Channels, bias: Channels, epsilon: float, dtype: DTypeLike
 ) -> tuple[tuple[Inputs, Inputs], tuple[Inputs, Channels]]:
     return residual_layer_norm(x, scale, bias, epsilon, dtype), (x, scale)
 
 
-def _residual_backward(
+def _backward(
     epsilon: float, dtype: DTypeLike, saved: tuple[Inputs, Channels], gradients: tuple[Inputs, Inputs]
 ) -> tuple[Inputs, Channels, Channels]:
-    dx, dy = gradients
-    return _gradients(epsilon, *saved, dy, dx)
+    # When it is traced: of both in one program, the other's operations would be counted too.
+    backward = {"plain": _gradients, "triton": triton_layer_norm_gradients}[chosen_here("layer_norm")]
+    residual, dy = gradients
+    return backward(*saved, dy, residual, epsilon=epsilon)
 
 
-residual_layer_norm.defvjp(_residual_forward, _residual_backward)
+residual_layer_norm.defvjp(_forward, _backward)
 
 
 def _normalise(x: Inputs, epsilon: float) -> tuple[Inputs, Float[Array, "*axes 1"]]:
@@ -75,15 +61,12 @@ def _normalise(x: Inputs, epsilon: float) -> tuple[Inputs, Float[Array, "*axes 1
 
 
 def _gradients(
-    epsilon: float, x: Inputs, scale: Channels, dy: Inputs, residual: Inputs | None
+    x: Inputs, scale: Channels, dy: Inputs, residual: Inputs, *, epsilon: float
 ) -> tuple[Inputs, Channels, Channels]:
-    """Of x, with what else comes back for it, of the scale and of the bias."""
-    # When it is traced: of both in one program, the other's operations would be counted too.
-    if chosen_here("layer_norm") == "triton":
-        return triton_layer_norm_gradients(x, scale, dy, residual, epsilon=epsilon)
+    """Of x, the residual's added, of the scale and of the bias."""
     dy = computed_once(dy).astype(jnp.float32)
     normal, factor = _normalise(x, epsilon)
     dnormal = dy * scale
     along = (dnormal * normal).mean(axis=-1, keepdims=True)
-    dx = (factor * (dnormal - dnormal.mean(axis=-1, keepdims=True) - normal * along)).astype(x.dtype)
-    return dx if residual is None else residual + dx, sum_rows(dy * normal), sum_rows(dy)
+    dx = factor * (dnormal - dnormal.mean(axis=-1, keepdims=True) - normal * along)
+    return residual + dx.astype(x.dtype), sum_rows(dy * normal), sum_rows(dy)

@@ -29,7 +29,7 @@ _MOST_PROGRAMS = 1056  # eight for each multiprocessor of an H100
 
 
 def triton_layer_norm_gradients(
-    x: Map, scale: Channels, dy: Map, residual: Map | None, *, epsilon: float, interpret: bool = False
+    x: Map, scale: Channels, dy: Map, residual: Map, *, epsilon: float, interpret: bool = False
 ) -> tuple[Map, Channels, Channels]:
     """(x's gradient in x's type, the scale's, the bias's in float32), computed in float32.
 
@@ -37,12 +37,12 @@ def triton_layer_norm_gradients(
         x: what was normalised over its channels.
         scale: float32.
         dy: gradient of the result.
-        residual: what else is x's gradient, which is added; None for nothing.
+        residual: what else is x's gradient, which is added.
         epsilon: added to the variance.
         interpret: run without a GPU, slowly, for tests.
     """
     channels = x.shape[-1]
-    rows = [z.reshape(-1, channels) for z in (x, dy, residual) if z is not None]
+    rows = [z.reshape(-1, channels) for z in (x, dy, residual)]
     width = pl.next_power_of_2(channels)
     tile = max(1, _TILE // width), width
     tiles = pl.cdiv(len(rows[0]), tile[0])
@@ -63,8 +63,17 @@ def triton_layer_norm_gradients(
     return dx.reshape(x.shape), dscale, dbias
 
 
-def _kernel(tile: tuple[int, int], steps: int, epsilon: float, scale_ref: Any, *refs: Any) -> None:
-    *map_refs, dx_ref, sums_ref = refs  # x, dy and, where there is one, the residual's gradient
+def _kernel(
+    tile: tuple[int, int],
+    steps: int,
+    epsilon: float,
+    scale_ref: Any,
+    x_ref: Any,
+    dy_ref: Any,
+    residual_ref: Any,
+    dx_ref: Any,
+    sums_ref: Any,
+) -> None:
     (rows, channels), program = dx_ref.shape, pl.program_id(0)
     columns = pl.ds(0, tile[1])
     has_channels = jax.lax.broadcasted_iota(jnp.int32, (1, tile[1]), 1) < channels
@@ -77,11 +86,13 @@ def _kernel(tile: tuple[int, int], steps: int, epsilon: float, scale_ref: Any, *
         start = (program * steps + step) * tile[0]
         at = start + jax.lax.broadcasted_iota(jnp.int32, (tile[0], 1), 0)
         inside, where = (at < rows) & has_channels, (pl.ds(start, tile[0]), columns)
-        x, dy, *residual = (plt.load(ref.at[where], mask=inside, other=0).astype(jnp.float32) for ref in map_refs)
+        x, dy, residual = (
+            plt.load(ref.at[where], mask=inside, other=0).astype(jnp.float32) for ref in (x_ref, dy_ref, residual_ref)
+        )
         centred = jnp.where(has_channels, x - mean(x), 0)
         factor = jax.lax.rsqrt(mean(centred * centred) + epsilon)
         normal, dnormal = centred * factor, dy * scale
-        dx = sum(residual, factor * (dnormal - mean(dnormal) - normal * mean(dnormal * normal)))
+        dx = residual + factor * (dnormal - mean(dnormal) - normal * mean(dnormal * normal))
         plt.store(dx_ref.at[where], dx.astype(dx_ref.dtype), mask=inside)
         return totals[0] + dy * normal, totals[1] + dy
 

@@ -88,7 +88,7 @@ def forward_candidate(config: Config, model: nnx.Module) -> Candidate:
     images = jax.device_put(normalised_pictures(config), batch_sharding(mesh))
     options = compiler_options(platform_of(mesh))
     forward = jax.jit(lambda state, images: nnx.merge(graph, state)(images), compiler_options=options)
-    return _candidate(forward, lambda compiled: lambda: compiled(state, images), state, images)
+    return _candidate(forward, lambda compiled: compiled(state, images), state, images)
 
 
 def train_candidate(config: Config, model: nnx.Module) -> Candidate:
@@ -99,15 +99,12 @@ def train_candidate(config: Config, model: nnx.Module) -> Candidate:
     labels = np.random.default_rng(1).integers(0, NUM_CLASSES, config.batch_size, dtype=np.int32)
     batch = jax.device_put({"image": pictures(config), "label": labels}, batch_sharding(mesh))
 
-    def steps(compiled: Any) -> Callable[[], Any]:
-        def step() -> Any:
-            nonlocal state
-            state, metrics = compiled(state, batch, {})
-            return metrics
+    def step(compiled: Any) -> Any:
+        nonlocal state
+        state, metrics = compiled(state, batch, {})
+        return metrics
 
-        return step
-
-    return _candidate(program.train_step, steps, state, batch, {})
+    return _candidate(program.train_step, step, state, batch, {})
 
 
 def dispatch_seconds(work: Work, steps: int = 5) -> float:
@@ -121,14 +118,14 @@ def dispatch_seconds(work: Work, steps: int = 5) -> float:
     return min(found)
 
 
-def _candidate(function: Any, caller: Callable[[Any], Callable[[], Any]], *arguments: Any) -> Candidate:
-    """A jitted function compiled for arguments; `caller` gives what calls the compiled one."""
+def _candidate(function: Any, start: Callable[[Any], Any], *arguments: Any) -> Candidate:
+    """A jitted function compiled for arguments; `start` calls what was compiled."""
     started = time.perf_counter()
     lowered = function.lower(*arguments)
     traced = time.perf_counter()
     compiled = lowered.compile()
     done = time.perf_counter()
-    work = Work(caller(compiled), jax.block_until_ready)
+    work = Work(lambda: start(compiled), jax.block_until_ready)
     work.run()
     compilation = Compilation(traced - started, done - traced, time.perf_counter() - done)
     return Candidate(work, compiled.as_text, compilation, _memory(compiled))

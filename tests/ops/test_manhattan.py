@@ -97,16 +97,18 @@ def test_the_environment_decides_for_every_platform(monkeypatch: pytest.MonkeyPa
     for platform in ("cpu", "tpu"):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert "tpu_custom_call" not in text
-    choices = "retention at_once, sums reduction, depthwise shifts, layer_norm plain, ffn layers, blocks few_pictures"
+    choices = (
+        "retention at_once, halves strides, sums reduction, "
+        "depthwise shifts, layer_norm plain, ffn layers, blocks few_pictures"
+    )
     assert formulations.describe("cpu") == f"{choices} (RMT_JAX_FORMULATIONS=retention=at_once, sums=reduction)"
 
 
 @pytest.mark.parametrize("value", ["retention", "retention=fast", "attention=kernel"])
 def test_an_unknown_formulation_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(formulations.ENVIRONMENT_VARIABLE, value)
-    with pytest.raises(
-        ValueError, match=r"is none of retention=at_once\|kernel\|triton; sums=by_parts\|reduction; depthwise="
-    ):
+    known = r"retention=at_once\|kernel\|triton; halves=strides\|transpose; sums=by_parts\|reduction; depthwise="
+    with pytest.raises(ValueError, match=f"is none of {known}"):
         formulations.overrides()
 
 
@@ -123,15 +125,18 @@ def test_the_environment_comes_before_what_a_program_asks_for(monkeypatch: pytes
     [
         (
             "tpu",
-            "retention kernel, sums reduction, depthwise shifts, layer_norm plain, ffn kernel, blocks all_pictures",
+            "retention kernel, halves transpose, sums reduction, "
+            "depthwise shifts, layer_norm plain, ffn kernel, blocks all_pictures",
         ),
         (
             "cpu",
-            "retention at_once, sums by_parts, depthwise shifts, layer_norm plain, ffn layers, blocks few_pictures",
+            "retention at_once, halves strides, sums by_parts, "
+            "depthwise shifts, layer_norm plain, ffn layers, blocks few_pictures",
         ),
         (
             "gpu",
-            "retention triton, sums reduction, depthwise triton, layer_norm triton, ffn layers, blocks all_pictures",
+            "retention triton, halves transpose, sums reduction, "
+            "depthwise triton, layer_norm triton, ffn layers, blocks all_pictures",
         ),
     ],
 )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmt_jax.ops import pairs_to_halves, reference, rotary_angles, rotary_phase
+from rmt_jax.ops import formulations, pairs_to_halves, reference, rotary_angles, rotary_phase
 from rmt_jax.ops import rotate as rotate_halves
 from tests.ops import naive
 
@@ -20,7 +20,9 @@ def rotate(x: jax.Array, phase: jax.Array | np.ndarray) -> jax.Array:
     return jnp.stack(jnp.split(turned, 2, axis=-1), axis=-1).reshape(x.shape)
 
 
-def test_halves_of_two_heads_by_hand() -> None:
+@pytest.mark.parametrize("halves", ["strides", "transpose"])
+def test_halves_of_two_heads_by_hand(halves: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(formulations.ENVIRONMENT_VARIABLE, f"halves={halves}")
     np.testing.assert_array_equal(pairs_to_halves(jnp.arange(8.0)[None], 2), [[0, 2, 1, 3, 4, 6, 5, 7]])
 
 
