@@ -18,7 +18,7 @@ FORMULATIONS: Mapping[str, Mapping[str, str]] = {
     "retention": {"tpu": "kernel", "gpu": "triton", "default": "at_once"},
     # Columns of query and key weights from pairs to halves: slices with strides put side by side, or a transpose, with
     # which TPUs need less memory.
-    "halves": {"cpu": "strides", "default": "transpose"},
+    "halves": {"tpu": "transpose", "default": "strides"},
     # Sums over pictures and positions in gradients: one reduction, or parts of the maps added up and a product with
     # ones, which XLA's CPU backend does 20 times faster.
     "sums": {"cpu": "by_parts", "default": "reduction"},

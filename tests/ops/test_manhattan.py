@@ -135,7 +135,7 @@ def test_the_environment_comes_before_what_a_program_asks_for(monkeypatch: pytes
         ),
         (
             "gpu",
-            "retention triton, halves transpose, sums reduction, "
+            "retention triton, halves strides, sums reduction, "
             "depthwise triton, layer_norm triton, ffn layers, blocks all_pictures",
         ),
     ],
