@@ -274,9 +274,10 @@ def _compile_for(config: "Config", topology: str) -> dict[str, Any]:
     chip, devices = open_topology(topology)
     spread = with_batch(config, config.batch_size, len(devices))
     costs = [forward_cost(spread, devices), *block_costs(spread, devices)]
-    table = Table(title=f"{_title(config)} a chip, for {chip.name}", title_justify="left", box=box.SIMPLE_HEAD)
+    say(f"{_title(config)} a chip, for {chip.name}")
+    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True)
     table.add_column("a picture", style="cyan", no_wrap=True)
-    for heading in ("blocks", "GFLOP", "MB", "MB\nonce", "MB by\nonce", "compute\nus", "memory\nus", "MiB\na chip"):
+    for heading in ("blocks", "GFLOP", "MB", "MB\nonce", "MB by\nonce", "compute\nus", "memory\nus", "MiB"):
         table.add_column(heading, justify="right", no_wrap=True)
     for cost in costs:
         table.add_row(
@@ -291,6 +292,6 @@ def _compile_for(config: "Config", topology: str) -> dict[str, Any]:
             f"{cost.temporaries / 2**20:,.0f}",
         )
     Console().print(table)
-    say("MB once: if arguments were read and results written once. MiB: temporaries. A block of each stage.")
+    say("MB once: if arguments were read and results written once. MiB: temporaries of a chip. A block of each stage.")
     say(f"Compiler's figures of unrolled programs for {topology}; nothing was run.")
     return {"topology": topology, "costs": [dataclasses.asdict(cost) for cost in costs]}
