@@ -143,7 +143,6 @@ def _measure(config: "Config", options: argparse.Namespace) -> dict[str, Any]:
 
     from rmt_jax.training.describe import describe_formulations
     from rmt_jax.training.profile import name_all_operations
-    from rmt_jax.training.sharding import formulations_for, make_mesh
     from rmt_jax.training.speed import forward_candidate, model_of, train_candidate
     from rmt_jax.training.timing import Work, time_in_turn
 
@@ -160,8 +159,7 @@ def _measure(config: "Config", options: argparse.Namespace) -> dict[str, Any]:
     timings = time_in_turn({OURS: ours.work, **others}, rounds=options.rounds)
     what = "training step" if train else "forward pass"
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    with formulations_for(make_mesh(config.mesh)):
-        used = describe_formulations(config, jax.default_backend())
+    used = describe_formulations(config, jax.default_backend())
     _print_timings(f"{what} of {_title(config)} on {device}", config, timings, failures)
     if difference is not None:
         say(f"Same weights: logits differ by {difference:.1e} of the largest (float32, highest precision).")

@@ -2,7 +2,7 @@
 
 from rmt_jax.models.attention import attention_map, decay_map
 from rmt_jax.models.block import Block, Retention
-from rmt_jax.models.block_loop import Gather, Remat
+from rmt_jax.models.block_loop import Gather, Pictures, Remat, Run
 from rmt_jax.models.classifier import Classifier
 from rmt_jax.models.detection import CascadeMaskRCNN, DetectionHead, Detector, MaskRCNN, RetinaNet
 from rmt_jax.models.detection_heads import BoxHead, DenseOutputs, MaskHead, RetinaHead, RPNHead
@@ -32,12 +32,14 @@ __all__ = [
     "LayerNorm",
     "MaskHead",
     "MaskRCNN",
+    "Pictures",
     "RMTConfig",
     "RPNHead",
     "Remat",
     "Retention",
     "RetinaHead",
     "RetinaNet",
+    "Run",
     "SegmentationHead",
     "Segmentor",
     "SemanticFPNHead",

@@ -5,7 +5,6 @@ what a profile shows.
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from rmt_jax.models.layers import RETAINED, DepthwiseConv2d, LayerNorm, Linear, PerDevice
+from rmt_jax.models.layers import RETAINED, DepthwiseConv2d, LayerNorm, Linear
 from rmt_jax.models.variants import RMTConfig
 from rmt_jax.ops import (
     FFNWeights,
@@ -55,17 +54,13 @@ class Retention(nnx.Module):
         self.out_proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
         log_rates = log_decay_rates(num_heads, decay_start, decay_span)
         self.heads = Heads(tuple(log_rates.tolist()), decomposed)
-        self.per_device: PerDevice | None = None  # training sets it where pictures are split over devices
 
     def __call__(self, x: Map, valid: Valid | None = None) -> Map:
         """[batch height width channels] -> the same shape; nothing outside of pictures of `valid` sizes is read."""
         q, k = self._queries_and_keys(x)
         v = self.v_proj(x)
-        retain: Callable[..., Map] = functools.partial(masa, heads=self.heads, valid=valid)
-        if self.per_device is not None and valid is None:  # what has no kernel the compiler can split
-            retain = self.per_device(retain)
         with jax.named_scope("masa"):
-            retained = retain(q, k, v)
+            retained = masa(q, k, v, self.heads, valid)
         with jax.named_scope("lepe"):
             local = self.lepe(v, valid)
         return self.out_proj(checkpoint_name(retained + local, RETAINED))
@@ -150,7 +145,6 @@ class Block(nnx.Module):
         self.gamma_1 = None if scale is None else nnx.Param(jnp.full((dim,), scale, jnp.float32))
         self.gamma_2 = None if scale is None else nnx.Param(jnp.full((dim,), scale, jnp.float32))
         self.drop_path = drop_path
-        self.per_device: PerDevice | None = None  # training sets it where pictures are split over devices
 
     def __call__(self, x: Map, keep: Float[Array, "branches=2 batch"] | None = None, valid: Valid | None = None) -> Map:
         """[batch height width channels] -> the same shape.
@@ -190,10 +184,7 @@ class Block(nnx.Module):
             self.gamma_2,
         ]
         weights = FFNWeights._make(None if leaf is None else jnp.asarray(leaf[...]) for leaf in leaves)
-        fused: Callable[..., Map] = functools.partial(fused_ffn, epsilon=self.final_layer_norm.epsilon)
-        if self.per_device is not None:
-            fused = self.per_device(fused, weights=1)
-        return fused(x.astype(self.ffn.fc1.dtype), keep, weights)
+        return fused_ffn(x.astype(self.ffn.fc1.dtype), keep, weights, norm.epsilon)
 
 
 def _scale(gamma: nnx.Param | None, x: Array) -> Array:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,29 @@ _POLICIES: dict[str, Any] = {
 
 _RETENTION = jax.checkpoint_policies.save_only_these_names(RETAINED)
 
-# Makes whole what is split over devices: the weights of a block, any tree, to the same tree.
+# Makes whole what is split over devices: weights, any tree, to the same tree.
 Gather = Callable[[Any], Any]
+
+
+class Pictures(NamedTuple):
+    """What a stage is given of each picture, which the others do not matter to.
+
+    Attributes:
+        x: maps.
+        keep: what drop path multiplies the branches of each block with, None for no drop path.
+        valid: sizes of pictures that do not fill their maps, see `Block`.
+    """
+
+    x: Map
+    keep: Float[Array, "batch blocks branches=2"] | None
+    valid: Valid | None
+
+
+# Blocks on pictures: (pictures, weights of each block, what makes a block's whole) -> maps.
+Run = Callable[[Pictures, list[Any], Gather], Map]
+
+# Where pictures are split over devices: the same with each device's own, put together. No compiler can split a kernel.
+PerDevice = Callable[[Run, Pictures, list[Any]], Map]
 
 # CPUs take as many pictures at a time as have so many numbers in their maps: 1 MiB of float32, the cache of a core. Of
 # maps so small that more than MOST_PICTURES fit, all at once are as fast.
@@ -38,7 +59,7 @@ def run_blocks(
     *,
     remat: Remat = "none",
     scan: bool = False,
-    gather: Gather | None = None,
+    per_device: PerDevice | None = None,
     valid: Valid | None = None,
 ) -> Map:
     """x through all blocks, which have parameters only and are equal but for their values and drop path rates.
@@ -55,33 +76,37 @@ def run_blocks(
             outputs; "full", the whole block. Less memory, more time.
         scan: compile one block and loop over the stacked weights: quicker to compile. On TPUs it costs memory where
             nothing is recomputed, since all that is kept gets stacked.
-        gather: applied to a block's weights just before it runs, and again where the block is recomputed.
+        per_device: where pictures are split over devices. Weights that are split, too, are made whole for a block just
+            before it runs, and again where it is recomputed.
         valid: sizes of pictures that do not fill their maps, see `Block`.
     """
     graph = nnx.graphdef(blocks[0])
     weights = [nnx.to_pure_dict(nnx.state(block)) for block in blocks]
     keep = None if keys is None else drop_path(keys, jnp.asarray([block.drop_path for block in blocks]), len(x))
 
-    def run(x: Map, weights: Any, keep: Array | None, valid: Valid | None) -> Map:
-        if gather is not None:
-            weights = gather(weights)
-        block: Any = nnx.merge(graph, weights)
-        return block(x, keep, valid)
+    def run(pictures: Pictures, weights: list[Any], gather: Gather) -> Map:
+        def block(x: Map, weights: Any, keep: Array | None) -> Map:
+            called: Any = nnx.merge(graph, gather(weights))
+            return called(x, keep, pictures.valid)
 
-    body: Callable[..., Map] = run
-    if remat != "none":
-        body = jax.checkpoint(run, policy=_POLICIES[remat], prevent_cse=not scan)
-
-    def run_all(x: Map, keep: Float[Array, "blocks branches=2 batch"] | None, valid: Valid | None) -> Map:
-        if scan and len(blocks) > 1:
+        if remat != "none":
+            block = jax.checkpoint(block, policy=_POLICIES[remat], prevent_cse=not scan)
+        x, keep = pictures.x, None if pictures.keep is None else jnp.moveaxis(pictures.keep, 0, -1)
+        if scan and len(weights) > 1:
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *weights)
-            return jax.lax.scan(lambda x, inputs: (body(x, *inputs, valid), None), x, (stacked, keep))[0]
-        for index in range(len(blocks)):
-            x = body(x, weights[index], None if keep is None else keep[index], valid)
+            return jax.lax.scan(lambda x, inputs: (block(x, *inputs), None), x, (stacked, keep))[0]
+        for index, of_block in enumerate(weights):
+            x = block(x, of_block, None if keep is None else keep[index])
         return x
 
-    pictures = pictures_at_a_time(x)
-    return run_all(x, keep, valid) if pictures is None else _in_parts(run_all, pictures, x, keep, valid)
+    def run_in_parts(pictures: Pictures, weights: list[Any], gather: Gather) -> Map:
+        part = pictures_at_a_time(pictures.x)
+        return run(pictures, weights, gather) if part is None else _in_parts(run, part, pictures, weights, gather)
+
+    pictures = Pictures(x, None if keep is None else jnp.moveaxis(keep, -1, 0), valid)
+    return (
+        run_in_parts(pictures, weights, _whole) if per_device is None else per_device(run_in_parts, pictures, weights)
+    )
 
 
 def pictures_at_a_time(x: Map) -> int | None:
@@ -95,14 +120,12 @@ def pictures_at_a_time(x: Map) -> int | None:
     return max(part for part in range(1, most + 1) if batch % part == 0)
 
 
-def _in_parts(run: Callable[..., Map], pictures: int, x: Map, keep: Array | None, valid: Valid | None) -> Map:
-    """The same as run(x, keep, valid), on so many pictures at a time."""
+def _in_parts(run: Run, size: int, pictures: Pictures, weights: list[Any], gather: Gather) -> Map:
+    """The same as run(pictures, weights, gather), on so many pictures at a time."""
+    parts = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), pictures)
+    run_part = jax.checkpoint(lambda part: run(part, weights, gather), policy=_RETENTION, prevent_cse=False)
+    return jax.lax.map(run_part, parts).reshape(pictures.x.shape)
 
-    def run_part(part: tuple[Map, Array | None, Valid | None]) -> Map:
-        x, keep, valid = part
-        return run(x, None if keep is None else jnp.moveaxis(keep, 0, -1), valid)
 
-    whole = x, None if keep is None else jnp.moveaxis(keep, -1, 0), valid
-    parts = jax.tree.map(lambda leaf: leaf.reshape(-1, pictures, *leaf.shape[1:]), whole)
-    run_part = jax.checkpoint(run_part, policy=_RETENTION, prevent_cse=False)
-    return jax.lax.map(run_part, parts).reshape(x.shape)
+def _whole(weights: Any) -> Any:
+    return weights

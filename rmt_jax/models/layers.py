@@ -4,10 +4,6 @@ Initialisation is upstream's: linear layers normal(0, 0.02) with zero bias, conv
 +-1 / sqrt(fan_in), weights and biases alike.
 """
 
-import functools
-from collections.abc import Callable
-from typing import Any, Protocol
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -21,7 +17,6 @@ from rmt_jax.ops import (
     Valid,
     clear,
     depthwise_conv2d,
-    formulations,
     inside,
     linear,
     residual_layer_norm,
@@ -29,14 +24,6 @@ from rmt_jax.ops import (
 )
 
 Map = Float[Array, "batch height width channels"]
-
-
-class PerDevice(Protocol):
-    """Makes a function of maps work on every device's own pictures: a kernel cannot be split by the compiler."""
-
-    def __call__(self, function: Callable[..., Any], *, weights: int = 0) -> Callable[..., Any]:
-        """The function of whole arrays, of which the last `weights` have no pictures; its results have them."""
-
 
 TRUNK = normal(0.02)
 
@@ -97,7 +84,6 @@ class LayerNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((features,)))
         self.bias = nnx.Param(jnp.zeros((features,)))
         self.epsilon, self.dtype = epsilon, dtype
-        self.per_device: PerDevice | None = None  # training sets it where pictures are split over devices
 
     def __call__(self, x: Float[Array, "*axes channels"]) -> Float[Array, "*axes channels"]:
         """[..., features] -> the same shape."""
@@ -107,10 +93,8 @@ class LayerNorm(nnx.Module):
         self, x: Float[Array, "*axes channels"]
     ) -> tuple[Float[Array, "*axes channels"], Float[Array, "*axes channels"]]:
         """(x, normalised x), for a branch that is added to x."""
-        normalise: Callable[..., Any] = functools.partial(residual_layer_norm, epsilon=self.epsilon, dtype=self.dtype)
-        if self.per_device is not None and formulations.chosen_here("layer_norm") == "triton":
-            normalise = self.per_device(normalise, weights=2)
-        return normalise(x, jnp.asarray(self.scale[...]), jnp.asarray(self.bias[...]))
+        scale, bias = jnp.asarray(self.scale[...]), jnp.asarray(self.bias[...])
+        return residual_layer_norm(x, scale, bias, self.epsilon, self.dtype)
 
 
 class DepthwiseConv2d(nnx.Module):
@@ -121,18 +105,14 @@ class DepthwiseConv2d(nnx.Module):
         self.kernel = nnx.Param(init(rngs.params(), (kernel_size, kernel_size, 1, features)))
         self.bias = nnx.Param(init(rngs.params(), (features,)))
         self.dtype = dtype
-        self.per_device: PerDevice | None = None  # training sets it where pictures are split over devices
 
     def __call__(self, x: Map, valid: Valid | None = None, *, residual: bool = False) -> Map:
         """[batch height width channels] -> the same shape; nothing outside of pictures of `valid` sizes is read.
 
         With `residual` x is added, but for what is outside.
         """
-        convolve: Callable[..., Map] = functools.partial(depthwise_conv2d, residual=residual)
-        if self.per_device is not None and formulations.chosen_here("depthwise") == "triton":
-            convolve = self.per_device(convolve, weights=2)
         kernel, bias = jnp.asarray(self.kernel[...]), jnp.asarray(self.bias[...])
-        return convolve(clear(x, valid).astype(self.dtype), kernel, bias)
+        return depthwise_conv2d(clear(x, valid).astype(self.dtype), kernel, bias, residual=residual)
 
 
 class BatchNorm(nnx.Module):

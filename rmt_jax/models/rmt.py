@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
 from rmt_jax.models.block import Block, Map
-from rmt_jax.models.block_loop import Gather, run_blocks
+from rmt_jax.models.block_loop import PerDevice, run_blocks
 from rmt_jax.models.layers import BatchNorm, LayerNorm, conv3x3
 from rmt_jax.models.variants import RMTConfig
 from rmt_jax.ops import Valid, clear, gelu, strided, swap_boxes
@@ -83,11 +83,13 @@ class Stage(nnx.Module):
         last = stage == len(dims) - 1
         self.downsample = None if last else Downsample(dims[stage], dims[stage + 1], dtype=dtype, rngs=rngs)
         self.remat, self.scan = config.remat, config.scan
-        self.gather: Gather | None = None  # training sets it where weights are split over devices
+        self.per_device: PerDevice | None = None  # training sets it where pictures are split over devices
 
     def __call__(self, x: Map, keys: Array | None = None, valid: Valid | None = None) -> Map:
         """[batch height width channels] -> the same shape; one key a block, or None for no drop path."""
-        return run_blocks(self.blocks, x, keys, remat=self.remat, scan=self.scan, gather=self.gather, valid=valid)
+        return run_blocks(
+            self.blocks, x, keys, remat=self.remat, scan=self.scan, per_device=self.per_device, valid=valid
+        )
 
 
 class Backbone(nnx.Module):

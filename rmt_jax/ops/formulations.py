@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+from jax.sharding import AxisType
 
 ENVIRONMENT_VARIABLE = "RMT_JAX_FORMULATIONS"
 
@@ -32,6 +33,9 @@ FORMULATIONS: Mapping[str, Mapping[str, str]] = {
     # The blocks of a stage: every block on all pictures, or all blocks on a few pictures at a time, so that what they
     # compute stays in a CPU's cache.
     "blocks": {"cpu": "few_pictures", "default": "all_pictures"},
+    # What is used several times: behind an optimization barrier, or left to XLA, which on CPUs would compute it again
+    # for each.
+    "reuse": {"cpu": "barrier", "default": "by_compiler"},
 }
 _CHOICES: Mapping[str, frozenset[str]] = {
     "retention": frozenset({"at_once", "kernel", "triton"}),
@@ -41,9 +45,19 @@ _CHOICES: Mapping[str, frozenset[str]] = {
     "layer_norm": frozenset({"plain", "triton"}),
     "ffn": frozenset({"kernel", "layers"}),
     "blocks": frozenset({"few_pictures", "all_pictures"}),
+    "reuse": frozenset({"barrier", "by_compiler"}),
 }
-# In place of Triton where it is not to be had.
-_WITHOUT_TRITON: Mapping[str, str] = {"retention": "at_once", "depthwise": "convolution", "layer_norm": "plain"}
+# What stands in for Triton where it is not to be had, and for all that works on the pictures of one device where the
+# compiler splits them over several: it cannot split a kernel, and pictures that are added up would be on other devices.
+_IN_PLACE_OF: Mapping[tuple[str, str], str] = {
+    ("retention", "kernel"): "at_once",
+    ("retention", "triton"): "at_once",
+    ("sums", "by_parts"): "reduction",
+    ("depthwise", "triton"): "convolution",
+    ("layer_norm", "triton"): "plain",
+    ("ffn", "kernel"): "layers",
+    ("blocks", "few_pictures"): "all_pictures",
+}
 _LOWERED_AS: Mapping[str, tuple[str, ...]] = {"gpu": ("cuda", "rocm")}
 
 Overrides = tuple[tuple[str, str], ...]  # (operation, formulation)
@@ -87,13 +101,27 @@ def overrides() -> Overrides:
 def chosen(operation: str, platform: str) -> str:
     """The formulation of an operation on a platform (cpu, gpu, tpu): what is asked for, or the table's."""
     asked = dict(overrides()).get(operation)
-    return _of_table(operation, platform) if asked is None else asked
+    return _of_table(operation, platform) if asked is None else _where_split(operation, asked)
 
 
 def _of_table(operation: str, platform: str) -> str:
     choices = FORMULATIONS[operation]
     choice = choices.get(platform, choices["default"])
-    return _WITHOUT_TRITON[operation] if choice == "triton" and not _triton_works() else choice
+    if choice == "triton" and not _triton_works():
+        return _IN_PLACE_OF[operation, choice]
+    return _where_split(operation, choice)
+
+
+def _where_split(operation: str, choice: str) -> str:
+    return _IN_PLACE_OF.get((operation, choice), choice) if _compiler_splits() else choice
+
+
+def _compiler_splits() -> bool:
+    """Whether what is being traced is for several devices, over which the compiler is to split it, as it does with all
+    but the stages of a model (`PerDevice`).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return any(kind is AxisType.Auto and size > 1 for kind, size in zip(mesh.axis_types, mesh.axis_sizes, strict=True))
 
 
 def _triton_works() -> bool:
@@ -133,7 +161,7 @@ def by_platform(
         *arguments: arrays.
     """
     if operation in dict(asked):
-        return formulations[dict(asked)[operation]](*arguments)
+        return formulations[_where_split(operation, dict(asked)[operation])](*arguments)
     choices = {platform: formulations[_of_table(operation, platform)] for platform in FORMULATIONS[operation]}
     default = choices.pop("default")
     # Each is traced: only what differs.

@@ -42,9 +42,8 @@ def computed_once(x: Arrays) -> Arrays:
     Or, of decays, would make a copy of one of them for every picture or line. Only programs with the options of
     `training/compiler.py` heed it: otherwise jax 0.10's XLA for CPUs forgets barriers before it decides what to fuse.
     """
-    found: Arrays = by_platform(
-        "sums", overrides(), {"reduction": _as_it_is, "by_parts": jax.lax.optimization_barrier}, x
-    )
+    choices = {"barrier": jax.lax.optimization_barrier, "by_compiler": _as_it_is}
+    found: Arrays = by_platform("reuse", overrides(), choices, x)
     return found
 
 

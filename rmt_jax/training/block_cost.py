@@ -63,13 +63,14 @@ def block_costs(config: Config, devices: Sequence[jax.Device]) -> Iterator[Cost]
     place_model(model, mesh, config.mesh.min_split, config.model.dtype)
     backbone = next(module for _, module in nnx.iter_modules(model) if isinstance(module, Backbone))
     for index, (stage, info) in enumerate(zip(backbone.layers, backbone.feature_info, strict=True)):
-        block, side = stage.blocks[0], math.ceil(config.data.image_size / info.stride)
+        side = math.ceil(config.data.image_size / info.stride)
         shape = (config.batch_size, side, side, info.channels)
         x = jax.ShapeDtypeStruct(shape, jnp.dtype(config.model.dtype))
-        function, weights = _as_function(block), _weights(block)
         name = f"stage {index + 1}, {side}x{side}x{info.channels}"
+        count, stage.blocks = len(stage.blocks), nnx.List(stage.blocks[:1])
+        function, weights = _as_function(stage), _weights(stage)
         for backward in (False, True):
-            yield _cost(name, len(stage.blocks), function, weights, x, mesh, backward=backward)
+            yield _cost(name, count, function, weights, x, mesh, backward=backward)
 
 
 def _forward_and_backward(function: Callable[..., Any], weights: Any, x: jax.Array) -> Any:

@@ -22,7 +22,6 @@ from rmt_jax.training.sharding import (
     Tree,
     batch_sharding,
     check_division,
-    formulations_for,
     make_mesh,
     platform_of,
 )
@@ -65,8 +64,6 @@ class EvalSetup:
         """What is about to be evaluated, in the words of the summary table."""
         config, source = self.config, self.eval_loader.source
         devices, batch_size = jax.devices(), self.eval_loader.batch_size
-        with formulations_for(self.mesh):
-            used = describe_formulations(config, platform_of(self.mesh))
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.abstract_weights["params"]))
         return {
             "model": f"{config.model.name}, {config.model.dtype}",
@@ -74,7 +71,7 @@ class EvalSetup:
             **self.kind.describe_work(config, self.task, self.eval_loader),
             "devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es)",
             "mesh": ", ".join(f"{axis} {count}" for axis, count in self.mesh.shape.items()),
-            "formulations": used,
+            "formulations": describe_formulations(config, platform_of(self.mesh)),
             "evaluation data": f"{source.name}: {len(source):,} pictures, {source.num_classes} classes",
             "evaluation batch": f"{batch_size} ({batch_size // len(devices)} a device)",
             "workers": f"{config.data.num_workers} processes, {config.data.num_threads} threads",

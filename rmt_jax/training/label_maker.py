@@ -24,7 +24,7 @@ from rmt_jax.models.rmt import MIN_SIZE
 from rmt_jax.tasks.classification import normalize
 from rmt_jax.training.metrics import replace_file
 from rmt_jax.training.program import keep_to_devices
-from rmt_jax.training.sharding import MeshConfig, batch_sharding, formulations_for, make_mesh, replicated
+from rmt_jax.training.sharding import MeshConfig, PerDevice, batch_sharding, formulations_for, make_mesh, replicated
 
 IMAGE_SIZE = GRID * MIN_SIZE
 PART = 10_000  # pictures between two points that an interrupted run goes on from
@@ -169,7 +169,7 @@ class _Batch(NamedTuple):
 def _compile(teacher: Teacher) -> Callable[[np.ndarray], Array]:
     """Pictures of a batch to their maps, split over all devices."""
     mesh = make_mesh(MeshConfig())
-    keep_to_devices(teacher.model, mesh)
+    keep_to_devices(teacher.model, PerDevice(mesh))
     graph, state = nnx.split(teacher.model)
     state = jax.device_put(state, replicated(mesh))
 

@@ -14,7 +14,7 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from rmt_jax.models import Block, DepthwiseConv2d, LayerNorm, Retention, Stage, abstract_model
+from rmt_jax.models import Stage, abstract_model
 from rmt_jax.tasks import Task
 from rmt_jax.training.compiler import compiler_options
 from rmt_jax.training.config import Config
@@ -120,8 +120,13 @@ def predict_program(config: Config, task: Task, mesh: Mesh) -> tuple[Tree, Any]:
     graph, params, batch_stats = split_model(model)
     shapes = {"params": params, "batch_stats": batch_stats}
     step = make_predict_step(task, graph, gather=gather)
+
+    def predict_step(weights: Tree, batch: Mapping[str, Array]) -> dict[str, Array]:
+        with formulations_for(mesh):
+            return step(weights, batch)
+
     return with_sharding(shapes, placement.shardings(shapes)), jax.jit(
-        step, out_shardings=replicated(mesh), compiler_options=compiler_options(platform_of(mesh))
+        predict_step, out_shardings=replicated(mesh), compiler_options=compiler_options(platform_of(mesh))
     )
 
 
@@ -130,22 +135,18 @@ def place_model(
 ) -> tuple[Placement, WeightGather | None]:
     """Where the arrays go, and what makes split ones whole; None where none is split.
 
-    The modules of the model are told: stages how to gather weights, blocks how to keep to a device's pictures.
+    The stages of the model are told how to keep to a device's pictures.
     """
     placement = Placement(mesh, min_split)
-    gather = WeightGather(placement, dtype) if mesh.shape["fsdp"] > 1 else None
-    for _, module in nnx.iter_modules(model):
-        if isinstance(module, Stage):
-            module.gather = gather
-    keep_to_devices(model, mesh)
-    return placement, gather
+    keep_to_devices(model, PerDevice(mesh, placement, dtype))
+    return placement, WeightGather(placement, dtype) if mesh.shape["fsdp"] > 1 else None
 
 
-def keep_to_devices(model: nnx.Module, mesh: Mesh) -> None:
-    """Tell modules that pictures are split over a mesh; else no model with kernels compiles for several devices."""
+def keep_to_devices(model: nnx.Module, per_device: PerDevice) -> None:
+    """Tell the stages of a model that pictures are split over a mesh, if they are."""
     for _, module in nnx.iter_modules(model):
-        if isinstance(module, Retention | Block | DepthwiseConv2d | LayerNorm):
-            module.per_device = PerDevice(mesh)
+        if isinstance(module, Stage) and per_device.mesh.size > 1:
+            module.per_device = per_device
 
 
 def with_sharding(shapes: Tree, shardings: Tree) -> Tree:

@@ -1,8 +1,8 @@
 """The mesh, where each array of the state lives on it, and how split weights come together for use.
 
 Fully sharded data parallelism: the batch is split over both axes of the mesh, the large arrays of the state over
-"fsdp". Left to itself, XLA's partitioner splits the activations like the weights. So each block's weights are gathered
-explicitly just before it runs, forward and backward, and their gradients are scattered again at once.
+"fsdp". Stages run on every device by themselves (`PerDevice`), and gather a block's weights just before it runs,
+forward and backward; gradients are scattered again at once. All else is split by XLA's partitioner.
 """
 
 import contextlib
@@ -10,15 +10,17 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
+from rmt_jax.models import Pictures, Run
 from rmt_jax.ops import formulations
 
 Tree = Any
@@ -153,17 +155,17 @@ class Placement:
 
 
 class WeightGather:
-    """Makes split weights whole, in the type that they are computed in; the gradient comes back split.
+    """Makes a model's split parameters whole, in the type that they are computed in; the gradient comes back split.
 
-    Called with the weights of a block, or with the parameters of a model, whose blocks it leaves to themselves.
+    Those of blocks stay as they are: `PerDevice` gathers them.
     """
 
     def __init__(self, placement: Placement, dtype: DTypeLike):
         self._placement, self._dtype = placement, dtype
 
-    def __call__(self, weights: Tree) -> Tree:
+    def __call__(self, params: Tree) -> Tree:
         """The same tree."""
-        return jax.tree.map_with_path(self._whole, weights)
+        return jax.tree.map_with_path(self._whole, params)
 
     def _whole(self, path: Any, leaf: Array) -> Array:
         sharding = self._placement.sharding(path, leaf)
@@ -175,30 +177,45 @@ class WeightGather:
 
 @dataclasses.dataclass(frozen=True)
 class PerDevice:
-    """Makes a function of arrays with a batch work on every device's own part of it."""
+    """Runs a stage on every device's own pictures, see `models.block_loop`; gradients of weights are those of all.
+
+    Attributes:
+        mesh: the devices, over all of whose axes pictures are split.
+        placement: of the weights; None where they are whole on every device.
+        dtype: that split weights are computed in, and in which they travel.
+    """
 
     mesh: Mesh
+    placement: Placement | None = None
+    dtype: DTypeLike = jnp.float32
 
-    def __call__(self, function: Callable[..., Any], *, weights: int = 0) -> Callable[..., Any]:
-        """A function of the whole arrays, of which the last `weights` have no batch and are whole on every device."""
+    def __call__(self, run: Run, pictures: Pictures, weights: list[Any]) -> Array:
+        """run(a device's pictures, its part of each block's weights, what makes a block's whole), put together."""
+        specs = jax.tree.map_with_path(self._spec, weights)
+
+        def whole(leaf: Array, spec: PartitionSpec) -> Array:
+            if "fsdp" not in spec:
+                return leaf
+            return jax.lax.all_gather(leaf.astype(self.dtype), "fsdp", axis=spec.index("fsdp"), tiled=True)
+
+        def run_part(pictures: Pictures, weights: list[Any]) -> Array:
+            return run(pictures, weights, lambda block: jax.tree.map(whole, block, specs[0]))
+
         part = PartitionSpec(self.mesh.axis_names)
+        of_whole = jax.shard_map(run_part, mesh=self.mesh, in_specs=(part, specs), out_specs=part, check_vma=False)
+        return of_whole(pictures, weights)
 
-        def of_whole(*arguments: Any) -> Any:
-            specs = [part] * (len(arguments) - weights) + [PartitionSpec()] * weights
-            split = jax.shard_map(function, mesh=self.mesh, in_specs=tuple(specs), out_specs=part, check_vma=False)
-            return split(*arguments)
-
-        return of_whole
+    def _spec(self, path: Any, leaf: Array) -> PartitionSpec:
+        return PartitionSpec() if self.placement is None else self.placement.sharding(path, leaf).spec
 
 
 @contextlib.contextmanager
 def formulations_for(mesh: Mesh) -> Iterator[None]:
     """For tracing a program for these devices: their platform's formulations, and kernels of the size of their memory.
 
-    With several devices, halves of a batch that are added up, or a few pictures at a time, would be on other devices.
+    And where there are several, those that the compiler can split, but for what `PerDevice` runs.
     """
-    choices = {"sums": "reduction", "blocks": "all_pictures"} if mesh.size > 1 else {}
-    with formulations.asking(platform_of(mesh), **choices), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    with formulations.asking(platform_of(mesh)), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         yield
 
 

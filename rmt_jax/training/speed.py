@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax import Array
 
 from rmt_jax.training.ahead import NUM_CLASSES
 from rmt_jax.training.compiler import compiler_options
 from rmt_jax.training.config import Config
 from rmt_jax.training.program import place_model, train_program, training_task
-from rmt_jax.training.sharding import batch_sharding, make_mesh, platform_of, replicated
+from rmt_jax.training.sharding import batch_sharding, formulations_for, make_mesh, platform_of, replicated
 from rmt_jax.training.timing import Work
 
 
@@ -87,8 +88,14 @@ def forward_candidate(config: Config, model: nnx.Module) -> Candidate:
     state = jax.device_put(nnx.to_pure_dict(state), replicated(mesh))
     images = jax.device_put(normalised_pictures(config), batch_sharding(mesh))
     options = compiler_options(platform_of(mesh))
-    forward = jax.jit(lambda state, images: nnx.merge(graph, state)(images), compiler_options=options)
-    return _candidate(forward, lambda compiled: compiled(state, images), state, images)
+
+    def forward(state: Any, images: Array) -> Array:
+        with formulations_for(mesh):
+            logits: Array = nnx.merge(graph, state)(images)
+            return logits
+
+    jitted = jax.jit(forward, compiler_options=options)
+    return _candidate(jitted, lambda compiled: compiled(state, images), state, images)
 
 
 def train_candidate(config: Config, model: nnx.Module) -> Candidate:

@@ -7,7 +7,7 @@ from rmt_jax.models import Classifier
 from rmt_jax.tasks import Teacher
 from rmt_jax.training.config import Config
 from rmt_jax.training.program import keep_to_devices
-from rmt_jax.training.sharding import replicated
+from rmt_jax.training.sharding import PerDevice, replicated
 from rmt_jax.training.state import Tree, split_model
 
 
@@ -27,7 +27,7 @@ def load_teacher(config: Config, num_classes: int, mesh: jax.sharding.Mesh) -> t
     if not isinstance(model, Classifier) or model.config.num_classes != num_classes:
         found = f"{model.config.num_classes} classes" if isinstance(model, Classifier) else "no head"
         raise ValueError(f"distill.teacher={source!r} has {found}, the data set has {num_classes} classes.")
-    keep_to_devices(model, mesh)
+    keep_to_devices(model, PerDevice(mesh))
     graph, params, batch_stats = split_model(model)
     weights = jax.device_put({"params": params, "batch_stats": batch_stats}, replicated(mesh))
     return Teacher(graph, config.distill), weights

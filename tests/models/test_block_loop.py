@@ -1,7 +1,7 @@
 """How blocks are run changes no number: recomputed in the backward pass, looped over, with gathered weights."""
 
 import functools
-from typing import Any, get_args
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,23 +10,28 @@ import pytest
 from flax import nnx
 
 from rmt_jax.models import block_loop
-from rmt_jax.models.block_loop import Remat
+from rmt_jax.models.block_loop import PerDevice, Pictures, Remat, Run
 from rmt_jax.models.rmt import Stage
 from rmt_jax.ops import clear, formulations
 from tests.models.small import Tree, arrays, images, primitives, small
 
 
-def stage(remat: Remat, scan: bool, gather: Any = None) -> Stage:
+def stage(remat: Remat, scan: bool, per_device: PerDevice | None = None) -> Stage:
     """Three blocks, the second and the third of which drop something, at different rates."""
     model = small(drop_path=0.6, depths=(3, 1, 1, 1), remat=remat, scan=scan)
     stage = model.backbone.layers[0]
-    stage.gather = gather
+    stage.per_device = per_device
     return stage
 
 
 def double(weights: Tree) -> Tree:
     """In the place of a gather, and visible in the numbers."""
     return jax.tree.map(lambda leaf: 2 * leaf, weights)
+
+
+def doubled(run: Run, pictures: Pictures, weights: list[Tree]) -> jax.Array:
+    """In the place of devices."""
+    return run(pictures, weights, double)
 
 
 @functools.cache
@@ -49,9 +54,9 @@ def test_loss_and_every_gradient_are_the_same_with_drop_path_on(remat: Remat, sc
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6 * np.abs(theirs).max())
 
 
-def kept(remat: Remat, gather: Any = None) -> list[tuple[int, ...]]:
+def kept(remat: Remat) -> list[tuple[int, ...]]:
     """Shapes of what the forward pass keeps for the backward pass."""
-    graph, params, stats = arrays(stage(remat, scan=False, gather=gather))
+    graph, params, stats = arrays(stage(remat, scan=False))
 
     def run(params: Tree) -> jax.Array:
         return nnx.merge(graph, params, stats, copy=True)(jnp.ones((6, 4, 5, 8)))
@@ -76,7 +81,7 @@ def test_one_checkpoint_a_block_where_asked_for(remat: Remat, scan: bool, count:
 @pytest.mark.parametrize("scan", [False, True])
 def test_block_loop_run_with_what_the_gather_gives(scan: bool) -> None:
     x = jnp.ones((6, 4, 5, 8))
-    graph, params, stats = arrays(stage("none", scan=scan, gather=double))
+    graph, params, stats = arrays(stage("none", scan=scan, per_device=doubled))
     plain, *_ = arrays(stage("none", scan=False))
     ours = jax.jit(lambda params: nnx.merge(graph, params, stats, copy=True)(x))(params)
     expected = jax.jit(lambda params: nnx.merge(plain, double(params), stats, copy=True)(x))(params)

@@ -3,17 +3,16 @@
 import functools
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from rmt_jax.models.layers import LayerNorm
 from rmt_jax.ops import formulations, layer_norm, linear, residual_layer_norm
-from rmt_jax.training.sharding import PerDevice
+from tests.ops.devices import per_device
 
 EPSILON = 1e-3
 
@@ -104,21 +103,19 @@ def test_the_kernel_for_gpus_rounds_the_maps_gradient_alone() -> None:
 
 @pytest.mark.usefixtures("by_triton")
 def test_the_kernel_for_gpus_keeps_to_a_devices_pictures() -> None:
-    """As the layer is called in training: the gradients of scale and bias are those of all pictures."""
-    layer = LayerNorm(12, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    graph, weights = nnx.split(layer)
+    """The gradients of scale and bias are those of all pictures."""
+    scale, bias = normal([(12,), (12,)])
     x, dx, dy = normal([(16, 3, 4, 12), (16, 3, 4, 12), (16, 3, 4, 12)])
-    layer.per_device = PerDevice(jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,)))
-    split = nnx.graphdef(layer)
-    by_batch = NamedSharding(layer.per_device.mesh, PartitionSpec("data"))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    normalise = functools.partial(residual_layer_norm, epsilon=EPSILON)
+    split = jax.device_put((x, dx, dy), NamedSharding(mesh, PartitionSpec("data")))
 
-    def both(graph: nnx.GraphDef[LayerNorm], weights: nnx.State, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-        x, *gradients = arrays
-        y, pull = jax.vjp(lambda weights, x: nnx.merge(graph, weights).residual(x), weights, x)
-        return y, pull(tuple(gradients))
+    def both(function: Callable[..., Any], x: jax.Array, *gradients: jax.Array) -> tuple[Any, ...]:
+        y, pull = jax.vjp(lambda *arguments: function(*arguments), x, scale, bias)
+        return y, pull(gradients)
 
     run = jax.jit(both, static_argnums=0)
-    expected, found = run(graph, weights, x, dx, dy), run(split, weights, *jax.device_put((x, dx, dy), by_batch))
+    expected, found = run(normalise, x, dx, dy), run(per_device(normalise, mesh, weights=2), *split)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 

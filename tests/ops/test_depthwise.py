@@ -10,8 +10,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from rmt_jax.ops import depthwise_conv2d, formulations, reference
-from rmt_jax.training.sharding import PerDevice
 from tests.ops import naive
+from tests.ops.devices import per_device
 
 Gradients = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -154,12 +154,12 @@ def test_vmap_is_a_loop() -> None:
 
 
 def test_a_batch_over_eight_devices_gives_the_same() -> None:
-    """Called as models call it in training: kernels keep to a device's pictures, whose gradients are added up."""
+    """Kernels keep to a device's pictures, whose gradients are added up."""
     *arguments, dy = arrays((6, 5), (5, 5), batch=16)
     expected = jax.jit(lambda *args: forward_and_backward(depthwise_conv2d, *args))(*arguments, dy)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     by_batch, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
-    run = jax.jit(lambda *args: forward_and_backward(PerDevice(mesh)(depthwise_conv2d, weights=2), *args))
+    run = jax.jit(lambda *args: forward_and_backward(per_device(depthwise_conv2d, mesh, weights=2), *args))
     ours = run(*jax.device_put((*arguments, dy), (by_batch, everywhere, everywhere, by_batch)))
     assert len(ours[0].sharding.device_set) == 8
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):

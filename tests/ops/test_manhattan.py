@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from rmt_jax.ops import (
     Heads,
@@ -17,6 +18,7 @@ from rmt_jax.ops import (
     masa,
     pairs_to_halves,
 )
+from tests.ops.devices import per_device
 from tests.ops.test_pallas_retention import errors, heads_of, maps, specification, with_gradients
 
 Function = Callable[..., jax.Array]
@@ -99,7 +101,7 @@ def test_the_environment_decides_for_every_platform(monkeypatch: pytest.MonkeyPa
         assert "tpu_custom_call" not in text
     choices = (
         "retention at_once, halves strides, sums reduction, "
-        "depthwise shifts, layer_norm plain, ffn layers, blocks few_pictures"
+        "depthwise shifts, layer_norm plain, ffn layers, blocks few_pictures, reuse barrier"
     )
     assert formulations.describe("cpu") == f"{choices} (RMT_JAX_FORMULATIONS=retention=at_once, sums=reduction)"
 
@@ -126,22 +128,44 @@ def test_the_environment_comes_before_what_a_program_asks_for(monkeypatch: pytes
         (
             "tpu",
             "retention kernel, halves transpose, sums reduction, "
-            "depthwise shifts, layer_norm plain, ffn kernel, blocks all_pictures",
+            "depthwise shifts, layer_norm plain, ffn kernel, blocks all_pictures, reuse by_compiler",
         ),
         (
             "cpu",
             "retention at_once, halves strides, sums by_parts, "
-            "depthwise shifts, layer_norm plain, ffn layers, blocks few_pictures",
+            "depthwise shifts, layer_norm plain, ffn layers, blocks few_pictures, reuse barrier",
         ),
         (
             "gpu",
             "retention triton, halves strides, sums reduction, "
-            "depthwise triton, layer_norm triton, ffn layers, blocks all_pictures",
+            "depthwise triton, layer_norm triton, ffn layers, blocks all_pictures, reuse by_compiler",
         ),
     ],
 )
 def test_what_a_summary_says(platform: str, expected: str) -> None:
     assert formulations.describe(platform) == expected
+
+
+def test_what_the_compiler_splits_over_devices_has_no_kernels() -> None:
+    """Nor sums by parts, which would be on other devices; but what every device runs by itself has, backward, too."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    asked: list[str] = []
+
+    @jax.custom_vjp
+    def f(x: jax.Array) -> jax.Array:
+        return x
+
+    def backward(_: None, dy: jax.Array) -> tuple[jax.Array]:
+        asked.extend(formulations.chosen(operation, "tpu") for operation in ("retention", "ffn"))
+        asked.append(formulations.chosen("sums", "cpu"))
+        return (dy,)
+
+    f.defvjp(lambda x: (x, None), backward)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        jax.jit(jax.grad(lambda x: f(x).sum())).trace(jnp.ones((8, 3)))
+        assert asked == ["at_once", "layers", "reduction"]
+        jax.jit(jax.grad(lambda x: per_device(f, mesh)(x).sum())).trace(jnp.ones((8, 3)))
+    assert asked[3:] == ["kernel", "kernel", "by_parts"]
 
 
 def test_nothing_between_is_kept_for_the_backward_pass() -> None:

@@ -13,8 +13,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rmt_jax.ops import FFNWeights, feed_forward, ffn_fits, formulations, fused_ffn, pallas_chip, pallas_ffn, reference
 from rmt_jax.training.chips import open_topology
-from rmt_jax.training.sharding import PerDevice, formulations_for
+from rmt_jax.training.sharding import formulations_for
 from tests.models.small import arrays, small
+from tests.ops.devices import per_device
 
 EPSILON = 1e-6
 Function = Callable[..., Any]
@@ -140,11 +141,9 @@ def mesh_of(devices: Any) -> Mesh:
 
 
 def on_devices(mesh: Mesh) -> Function:
-    """How a program for several devices calls the kernels."""
-    per_device = PerDevice(mesh)
-    return lambda x, factor, weights, epsilon: per_device(functools.partial(fused_ffn, epsilon=epsilon), weights=1)(
-        x, factor, weights
-    )
+    return lambda x, factor, weights, epsilon: per_device(
+        functools.partial(fused_ffn, epsilon=epsilon), mesh, weights=1
+    )(x, factor, weights)
 
 
 def test_devices_work_on_their_own_pictures_and_add_up_the_weights_gradients() -> None:

@@ -22,6 +22,7 @@ from rmt_jax.ops import (
 )
 from rmt_jax.ops.pallas_retention import fits, fused_retention_backward, fused_retention_forward
 from rmt_jax.training.chips import open_topology
+from tests.ops.devices import per_device
 
 Maps = list[jax.Array]
 Function = Callable[..., jax.Array]
@@ -191,12 +192,6 @@ def test_devices_work_on_their_own_pictures() -> None:
     assert ours[0].sharding.shard_shape(ours[0].shape) == (1, 3, 5, 32)
     for x, expected in zip(ours, with_gradients(fused(2, False))(*arguments), strict=True):
         np.testing.assert_array_equal(x, expected)
-
-
-def per_device(function: Function, mesh: jax.sharding.Mesh) -> Function:
-    """How a program for several devices calls the kernels."""
-    batch = PartitionSpec(mesh.axis_names)
-    return jax.shard_map(function, mesh=mesh, in_specs=batch, out_specs=batch, check_vma=False)
 
 
 @pytest.mark.parametrize("sizes", REAL.values(), ids=REAL)

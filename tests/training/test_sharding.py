@@ -1,20 +1,32 @@
 """Meshes, what is split over them, and the collectives that the compiled step makes of it."""
 
 import collections
+import functools
 import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
-from rmt_jax.models import abstract_model, create_model
+from rmt_jax.models import Remat, abstract_model, block_loop, create_model
+from rmt_jax.ops import clear
 from rmt_jax.training.chips import open_topology
 from rmt_jax.training.config import Config, parse
 from rmt_jax.training.describe import describe_placement
 from rmt_jax.training.program import Program, keep_to_devices, train_program, training_task, with_sharding
-from rmt_jax.training.sharding import MeshConfig, Placement, batch_sharding, make_mesh, replicated
+from rmt_jax.training.sharding import (
+    MeshConfig,
+    PerDevice,
+    Placement,
+    batch_sharding,
+    formulations_for,
+    make_mesh,
+    replicated,
+)
+from tests.models.small import Tree, small
 from tests.training.conftest import TINY
 
 STATE: dict[str, Any] = {
@@ -82,10 +94,7 @@ def test_summary_names_what_is_split_and_what_is_whole() -> None:
 
 
 def test_weights_are_gathered_block_by_block() -> None:
-    """No activation travels: weights are gathered, forward and backward, and the other collectives are sums.
-
-    XLA for CPU has no pass that makes a reduce-scatter of a sum and a slice; `rmt compile` shows it for TPUs.
-    """
+    """No activation travels: weights are gathered, and their gradients scattered; the other collectives are sums."""
     config, split = program(fsdp=8)
     sharding = batch_sharding(split.placement.mesh)
     batch = {
@@ -93,16 +102,49 @@ def test_weights_are_gathered_block_by_block() -> None:
         "label": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32, sharding=sharding),
     }
     text = split.train_step.lower(split.abstract_state, batch, {}).compile().as_text()
-    counts = collections.Counter(re.findall(r" (all-reduce|all-gather|all-to-all|collective-permute)\(", text))
-    assert counts["all-gather"] >= 20
+    counts = collections.Counter(
+        re.findall(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)\(", text)
+    )
+    assert counts["reduce-scatter"] >= 20
+    assert counts["all-gather"] >= counts["reduce-scatter"]
     assert counts["all-to-all"] == 0
     # Mixing exchanges pictures with the other half of the batch: one permutation at most a device.
     assert counts["collective-permute"] <= 8
 
 
+@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_stage_on_eight_devices_is_the_stage(remat: Remat, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With drop path, one picture of each device's two at a time, and large weights split."""
+    monkeypatch.setattr(block_loop, "NUMBERS_AT_A_TIME", 4 * 5 * 8)
+    stage = small(drop_path=0.6, depths=(3, 1, 1, 1), remat=remat).backbone.layers[0]
+    mesh = make_mesh(MeshConfig(2, 4))
+    placement = Placement(mesh, min_split=64)
+    kept = nnx.clone(stage)
+    keep_to_devices(kept, PerDevice(mesh, placement))
+    params = nnx.to_pure_dict(nnx.state(stage))
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(jax.random.key(1), (16, 4, 5, 8))
+    valid = jnp.asarray([[4, 5], [3, 5], [4, 2], [1, 1]] * 4) if masked else None
+    inside = jnp.ones(x.shape) if valid is None else clear(jnp.ones(x.shape), valid)
+
+    def run(stage: nnx.Module, params: Tree, x: jax.Array, valid: jax.Array | None, inside: jax.Array) -> jax.Array:
+        return jnp.square(nnx.merge(nnx.graphdef(stage), params)(x, keys, valid) * inside).mean()
+
+    expected = jax.jit(jax.value_and_grad(functools.partial(run, stage), argnums=(0, 1)))(params, x, valid, inside)
+    split = jax.device_put((x, valid, inside), batch_sharding(mesh))
+    weights = jax.device_put(params, placement.shardings(params))
+    with formulations_for(mesh):
+        found = jax.jit(jax.value_and_grad(functools.partial(run, kept), argnums=(0, 1)))(weights, *split)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6 * np.abs(theirs).max())
+    kernel = found[1][0]["blocks"][0]["ffn"]["fc1"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) != kernel.shape
+
+
 @pytest.mark.slow
 def test_a_model_kept_to_its_devices_compiles_for_several_tpus() -> None:
-    """As teachers and `rmt labels make` run; left to itself the compiler refuses to split a kernel."""
+    """As teachers and `rmt labels make` run. What is left to the compiler, which cannot split them, has no kernels."""
     _, devices = open_topology("v5e:2x2")
     mesh = make_mesh(MeshConfig(), devices)
     model = abstract_model(lambda rngs: create_model("rmt_t", depths=(1, 1, 1, 1), dtype=jnp.bfloat16, rngs=rngs))
@@ -116,7 +158,6 @@ def test_a_model_kept_to_its_devices_compiles_for_several_tpus() -> None:
         with jax.set_mesh(mesh):
             return jax.jit(lambda state, images: nnx.merge(graph, state)(images)).lower(whole, images)
 
-    with pytest.raises(NotImplementedError, match="shard_map"):
-        lowered()
-    keep_to_devices(model, mesh)
+    assert "tpu_custom_call" not in lowered().as_text()
+    keep_to_devices(model, PerDevice(mesh))
     assert "tpu_custom_call" in lowered().compile().as_text()
