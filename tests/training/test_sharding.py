@@ -112,8 +112,7 @@ def test_weights_are_gathered_block_by_block() -> None:
     assert counts["collective-permute"] <= 8
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("remat", "masked"), [("none", False), ("full", True)])
 def test_a_stage_on_eight_devices_is_the_stage(remat: Remat, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """With drop path, one picture of each device's two at a time, and large weights split."""
     monkeypatch.setattr(block_loop, "NUMBERS_AT_A_TIME", 4 * 5 * 8)
