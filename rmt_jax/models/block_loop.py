@@ -86,8 +86,8 @@ def run_blocks(
 
     def run(pictures: Pictures, weights: list[Any], gather: Gather) -> Map:
         def block(x: Map, weights: Any, keep: Array | None) -> Map:
-            called: Any = nnx.merge(graph, gather(weights))
-            return called(x, keep, pictures.valid)
+            module: Any = nnx.merge(graph, gather(weights))
+            return module(x, keep, pictures.valid)
 
         if remat != "none":
             block = jax.checkpoint(block, policy=_POLICIES[remat], prevent_cse=not scan)
@@ -104,9 +104,9 @@ def run_blocks(
         return run(pictures, weights, gather) if part is None else _in_parts(run, part, pictures, weights, gather)
 
     pictures = Pictures(x, None if keep is None else jnp.moveaxis(keep, -1, 0), valid)
-    return (
-        run_in_parts(pictures, weights, _whole) if per_device is None else per_device(run_in_parts, pictures, weights)
-    )
+    if per_device is None:
+        return run_in_parts(pictures, weights, lambda whole: whole)
+    return per_device(run_in_parts, pictures, weights)
 
 
 def pictures_at_a_time(x: Map) -> int | None:
@@ -125,7 +125,3 @@ def _in_parts(run: Run, size: int, pictures: Pictures, weights: list[Any], gathe
     parts = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), pictures)
     run_part = jax.checkpoint(lambda part: run(part, weights, gather), policy=_RETENTION, prevent_cse=False)
     return jax.lax.map(run_part, parts).reshape(pictures.x.shape)
-
-
-def _whole(weights: Any) -> Any:
-    return weights
