@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from rmt_jax.models import Backbone, abstract_model
+from rmt_jax.models import Backbone, Block, abstract_model
+from rmt_jax.models.block_loop import PerDevice, run_blocks
 from rmt_jax.training.ahead import NUM_CLASSES
 from rmt_jax.training.config import Config
 from rmt_jax.training.cost import count_flops
@@ -63,14 +64,13 @@ def block_costs(config: Config, devices: Sequence[jax.Device]) -> Iterator[Cost]
     place_model(model, mesh, config.mesh.min_split, config.model.dtype)
     backbone = next(module for _, module in nnx.iter_modules(model) if isinstance(module, Backbone))
     for index, (stage, info) in enumerate(zip(backbone.layers, backbone.feature_info, strict=True)):
-        side = math.ceil(config.data.image_size / info.stride)
+        block, side = stage.blocks[0], math.ceil(config.data.image_size / info.stride)
         shape = (config.batch_size, side, side, info.channels)
         x = jax.ShapeDtypeStruct(shape, jnp.dtype(config.model.dtype))
         name = f"stage {index + 1}, {side}x{side}x{info.channels}"
-        count, stage.blocks = len(stage.blocks), nnx.List(stage.blocks[:1])
-        function, weights = _as_function(stage), _weights(stage)
+        function, weights = _of_block(block, stage.per_device), _weights(block)
         for backward in (False, True):
-            yield _cost(name, count, function, weights, x, mesh, backward=backward)
+            yield _cost(name, len(stage.blocks), function, weights, x, mesh, backward=backward)
 
 
 def _forward_and_backward(function: Callable[..., Any], weights: Any, x: jax.Array) -> Any:
@@ -82,6 +82,11 @@ def _forward_and_backward(function: Callable[..., Any], weights: Any, x: jax.Arr
 def _as_function(module: nnx.Module) -> Callable[..., Any]:
     graph, _ = nnx.split(module)
     return lambda weights, x: nnx.merge(graph, weights)(x)
+
+
+def _of_block(block: Block, per_device: PerDevice | None) -> Callable[..., Any]:
+    graph, _ = nnx.split(block)
+    return lambda weights, x: run_blocks([nnx.merge(graph, weights)], x, None, per_device=per_device)
 
 
 def _weights(module: nnx.Module) -> Any:

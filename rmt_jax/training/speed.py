@@ -91,8 +91,8 @@ def forward_candidate(config: Config, model: nnx.Module) -> Candidate:
 
     def forward(state: Any, images: Array) -> Array:
         with formulations_for(mesh):
-            logits: Array = nnx.merge(graph, state)(images)
-            return logits
+            found: Array = nnx.merge(graph, state)(images)
+            return found
 
     jitted = jax.jit(forward, compiler_options=options)
     return _candidate(jitted, lambda compiled: compiled(state, images), state, images)

@@ -111,7 +111,7 @@ def test_the_kernel_for_gpus_keeps_to_a_devices_pictures() -> None:
     split = jax.device_put((x, dx, dy), NamedSharding(mesh, PartitionSpec("data")))
 
     def both(function: Callable[..., Any], x: jax.Array, *gradients: jax.Array) -> tuple[Any, ...]:
-        y, pull = jax.vjp(lambda *arguments: function(*arguments), x, scale, bias)
+        y, pull = jax.vjp(function, x, scale, bias)
         return y, pull(gradients)
 
     run = jax.jit(both, static_argnums=0)
