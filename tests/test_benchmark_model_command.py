@@ -125,6 +125,8 @@ def test_for_chips_that_are_not_here(tmp_path: pathlib.Path, capsys: pytest.Capt
         (["model"], "give a model's name, such as rmt_s, or --config FILE"),
         (["model", "rmt_x"], "rmt_x"),
         (["train", "rmt_s", "--config=configs/rmt_s.py"], "give a model's name, such as rmt_s, or --config FILE"),
+        (["model", "rmt_s", "--batch-size=12"], "--batch-size=12 cannot be divided over 8 device(s). Use 8 or 16."),
+        (["compile", "rmt_s", "--batch-size=12"], "--batch-size=12 cannot be divided over 8 device(s). Use 8 or 16."),
         (["train", "rmt_s", "--batch-size=0"], "--batch-size=0: expected 1 or more"),
         (["train", "rmt_s", "--config.seed=1"], "--config.seed=1: this changes a recipe, which --config FILE gives"),
         (["model", "rmt_s", "--topology=v5e:2x2", "--vs=torch"], "--topology runs nothing"),

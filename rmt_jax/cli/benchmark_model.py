@@ -82,6 +82,8 @@ def add_parsers(measures: "argparse._SubParsersAction[argparse.ArgumentParser]")
 def _run(options: argparse.Namespace) -> int:
     _check(options)
     config = _config(options)
+    if getattr(options, "topology", None) is None:
+        _check_devices(config, options.measure)
     if options.measure == "compile":
         result = measure_start(config, _title(config))
     elif getattr(options, "topology", None) is not None:
@@ -131,6 +133,15 @@ def _config(options: argparse.Namespace) -> "Config":
     if options.dtype is not None:
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=options.dtype))
     return config
+
+
+def _check_devices(config: "Config", measure: str) -> None:
+    import jax
+
+    from rmt_jax.training.sharding import check_division
+
+    parts = 1 if measure == "model" else config.grad_accum_steps
+    check_division("--batch-size", config.batch_size, jax.device_count(), parts)
 
 
 def _title(config: "Config") -> str:
