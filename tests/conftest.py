@@ -1,10 +1,12 @@
 """One session for all tests: eight virtual CPU devices, products in full float32, quick compilation."""
 
 import atexit
+import gc
 import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -17,15 +19,13 @@ from rmt_jax.data.imagenet_shards import Progress
 from rmt_jax.data.label_maps import map_name
 from rmt_jax.data.label_writer import LabelMapWriter
 from rmt_jax.data.segmentation.digits import DigitsSegmentation
+from rmt_jax.ops import formulations
 from tests import standin as forms
-
-# LLVM does not optimise: most tests run a program once, and compiling it is what takes their time. What users run is
-# compiled in full by `python -m tests.parity`.
-QUICK_COMPILATION = "--xla_backend_optimization_level=0"
+from tests.compilation import QUICK_FLAGS, QUICK_FORMULATIONS
 
 # Read when the backend starts, at the first computation.
 devices = "--xla_force_host_platform_device_count=8"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_COMPILATION} {devices}".strip()
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_FLAGS} {devices}".strip()
 
 # Where libtpu is installed and no TPU is, looking for one takes time and prints errors. For processes too.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -53,9 +53,21 @@ LONGEST = (
 )
 
 
+def pytest_collection_finish() -> None:
+    """What is there by now stays: the garbage collector need not go through it again and again."""
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that at the end both processes have something left to do."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def asked_formulations() -> Iterator[None]:
+    """Quick ones; where those of users are tested, a fixture of this name in the place of this one."""
+    with formulations.asking(**QUICK_FORMULATIONS):
+        yield
 
 
 @pytest.fixture(scope="session")

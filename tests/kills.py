@@ -13,7 +13,6 @@ import argparse
 import concurrent.futures
 import hashlib
 import itertools
-import os
 import pathlib
 import random
 import signal
@@ -27,9 +26,8 @@ import jax
 
 from rmt_jax.data import prepare_digits
 from rmt_jax.training.metrics import read_metrics
-from tests.conftest import QUICK_COMPILATION
 from tests.saved import saved_arrays
-from tests.training.conftest import REPOSITORY, tiny_words
+from tests.training.conftest import ALL_PICTURES, REPOSITORY, quick_environment, tiny_words
 
 EPOCHS = 8
 STEPS = EPOCHS * (1437 // 256)
@@ -63,7 +61,7 @@ class Trial(NamedTuple):
 
 def command(workdir: pathlib.Path, data: pathlib.Path) -> list[str]:
     """The run, the same at every start."""
-    return [sys.executable, "main.py", "--workdir", str(workdir), *tiny_words(str(data)), *WORDS]
+    return [sys.executable, "main.py", "--workdir", str(workdir), *tiny_words(str(data)), *ALL_PICTURES, *WORDS]
 
 
 def digest(workdir: pathlib.Path) -> str:
@@ -168,12 +166,7 @@ def trial(
 def run_trials(trials: int, seed: int, folder: pathlib.Path, *, at_a_time: int = 2) -> int:
     """Print a row for each trial and a summary; returns the number of runs that were lost."""
     prepare_digits(str(folder / "data"))
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": QUICK_COMPILATION,
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    environment = quick_environment(folder / "compiled")
     start(command(folder / "compiling", folder / "data"), folder / "compiling", environment, None, 0)
     began = time.monotonic()
     whole = start(command(folder / "whole", folder / "data"), folder / "whole", environment, None, 0)

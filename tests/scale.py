@@ -21,9 +21,9 @@ import numpy as np
 
 from rmt_jax.data import prepare_digits
 from rmt_jax.training.metrics import read_metrics
-from tests.conftest import QUICK_COMPILATION
+from tests.compilation import QUICK_FLAGS
 from tests.saved import saved_arrays
-from tests.training.conftest import tiny_words
+from tests.training.conftest import ALL_PICTURES, tiny_words
 from tests.training.processes import Processes
 
 EPOCHS = 3
@@ -178,11 +178,12 @@ def main() -> int:
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "JAX_DEFAULT_MATMUL_PRECISION": "highest",
-            "XLA_FLAGS": QUICK_COMPILATION,
+            "XLA_FLAGS": QUICK_FLAGS,
             "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
-        return (print_equal if what == "equal" else print_weak)(folder, tiny_words(str(folder / "data")), environment)
+        words = [*tiny_words(str(folder / "data")), *ALL_PICTURES]
+        return (print_equal if what == "equal" else print_weak)(folder, words, environment)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from rmt_jax.cli import main
+from rmt_jax.ops import formulations
 from rmt_jax.training.profile import OTHER, Place, place_of
 from rmt_jax.training.timing import Timing, Work, ratio, time_in_turn
+from tests.compilation import QUICK_FORMULATIONS
 from tests.training import conftest as training
 
 SMALL = ["rmt_nano", "--batch-size=2", "--image-size=32"]
@@ -18,6 +20,11 @@ TINY = [
     "--batch-size=8",  # one for each of the devices
     *(f"--config.model.architecture.{key}={value}" for key, value in training.TINY.items()),
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def asked_formulations() -> None:
+    """None: what they cost is what is tested."""
 
 
 def test_work_is_done_in_turn() -> None:
@@ -77,7 +84,8 @@ def _refuse(*_: object) -> None:
 
 def test_where_the_time_goes(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "speed.json"
-    assert main(["benchmark", "train", *TINY, "--rounds=1", "--profile", f"--json={file}"]) == 0
+    with formulations.asking(**QUICK_FORMULATIONS):
+        assert main(["benchmark", "train", *TINY, "--rounds=1", "--profile", f"--json={file}"]) == 0
     assert "Where the time goes" in capsys.readouterr().out
     profiled = json.loads(file.read_text())["profile"]
     seconds = {(row["stage"], row["part"]): (row["forward"], row["backward"]) for row in profiled}

@@ -10,9 +10,11 @@ import jax
 import pytest
 
 from rmt_jax.cli import main
+from rmt_jax.ops import formulations
 from rmt_jax.training import ahead
 from rmt_jax.training.chips import open_topology
 from rmt_jax.training.sharding import MeshConfig, make_mesh
+from tests.compilation import QUICK_FORMULATIONS
 from tests.training.conftest import TINY
 from tests.training.test_ahead import NOTHING
 
@@ -20,10 +22,16 @@ WORDS = [f"--config.model.architecture.{key}={value}" for key, value in TINY.ite
 DIGITS = ["compile", "--config", "configs/digits.py", *WORDS]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def asked_formulations() -> None:
+    """None: programs for TPUs are what is tested."""
+
+
 def test_this_machine(capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path) -> None:
     path = tmp_path / "figures.json"
     mesh = ["--config.mesh.fsdp=4", "--config.mesh.min_split=64"]
-    assert main([*DIGITS, *mesh, "--batch-size", "4", "--json", str(path)]) == 0
+    with formulations.asking(**QUICK_FORMULATIONS):
+        assert main([*DIGITS, *mesh, "--batch-size", "4", "--json", str(path)]) == 0
     out = capsys.readouterr().out
     assert "batch 32, 4 a device" in out
     for part in ("parameters", "optimiser", "EMA", "temporaries", "all-gather", "all-reduce", "Nothing was run."):

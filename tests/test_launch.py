@@ -366,7 +366,7 @@ def test_a_real_run_that_is_preempted_goes_on(
     tmp_path: pathlib.Path, digits_dir: str, environment: dict[str, str]
 ) -> None:
     workdir = tmp_path / "run"
-    words = [*tiny_words(digits_dir), "--config.epochs=12", "--config.eval_every_epochs=12"]
+    words = [*tiny_words(digits_dir), "--config.epochs=40", "--config.eval_every_epochs=40"]
     train = [sys.executable, "main.py", "--workdir", str(workdir), *words]
     wrapper = subprocess.Popen(
         [str(RESTART), "-d0", str(workdir), *train],

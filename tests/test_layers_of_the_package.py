@@ -1,6 +1,7 @@
 """Who may import whom: ops < models < tasks and data < convert < training < export < cli."""
 
 import ast
+import functools
 import pathlib
 import sys
 from typing import NamedTuple
@@ -87,6 +88,7 @@ def imports(source: str) -> list[Import]:
     return found
 
 
+@functools.cache
 def imports_of(file: pathlib.Path) -> list[Import]:
     return imports(file.read_text())
 

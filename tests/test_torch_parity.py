@@ -28,6 +28,11 @@ from tests.ladder.rungs import RUNGS
 BFLOAT16 = float(jnp.finfo(jnp.bfloat16).eps)  # 2 ** -8: a result rounded once is off by half of it
 
 
+@pytest.fixture(autouse=True, scope="module")
+def asked_formulations() -> None:
+    """None: those of users are held to PyTorch."""
+
+
 class Tolerance(NamedTuple):
     """Largest error when we compute in float32, whichever type the reference has, and when we compute in bfloat16."""
 

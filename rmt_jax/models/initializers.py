@@ -7,6 +7,7 @@ rows of a few lengths are drawn and cut to the shapes. Number i of a row depends
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -30,22 +31,25 @@ def uniform_by_fan_in(fan_in: int) -> nnx.Initializer:
 
 
 def _uniform(bound: float) -> nnx.Initializer:
-    def init(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
+    return partial(_draw_uniform, bound)
 
-    return init
+
+def _draw_uniform(bound: float, key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def _drawn_in_rows(of_shape: Callable[[Shape], nnx.Initializer]) -> nnx.Initializer:
     """The distribution of a shape, which does not tell one number from another, drawn in a row."""
+    return partial(_draw_in_row, of_shape)
 
-    def init(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
-        size, length = math.prod(shape), SHORTEST_ROW
-        while length < size:
-            length *= 4
-        return of_shape(tuple(shape))(key, (length,), dtype)[:size].reshape(shape)
 
-    return init
+def _draw_in_row(
+    of_shape: Callable[[Shape], nnx.Initializer], key: Array, shape: Any, dtype: Any = jnp.float32
+) -> Array:
+    size, length = math.prod(shape), SHORTEST_ROW
+    while length < size:
+        length *= 4
+    return of_shape(tuple(shape))(key, (length,), dtype)[:size].reshape(shape)
 
 
 def _fans(shape: Shape) -> tuple[int, int]:

@@ -1,11 +1,10 @@
 """Which formulation of an operation a platform uses: one table of measured choices (docs/performance.md)."""
 
 import contextlib
-import contextvars
 import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import AxisType
@@ -61,22 +60,28 @@ _IN_PLACE_OF: Mapping[tuple[str, str], str] = {
 _LOWERED_AS: Mapping[str, tuple[str, ...]] = {"gpu": ("cuda", "rocm")}
 
 Overrides = tuple[tuple[str, str], ...]  # (operation, formulation)
-_CONTEXT: contextvars.ContextVar[Overrides] = contextvars.ContextVar("formulations", default=())
-_PLATFORM: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
+
+
+class _Asked(NamedTuple):
+    platform: str | None = None
+    choices: Overrides = ()
+
+
+_ASKED = jax.make_user_context(_Asked())  # for another value `jax.jit` traces anew
 
 
 @contextlib.contextmanager
 def asking(platform: str | None = None, **choices: str) -> Iterator[None]:
     """For functions traced inside: a formulation for an operation, unless the environment asks for another.
 
-    platform: what they are compiled for, where that is not jax.default_backend().
+    Args:
+        platform: what they are compiled for, where that is not jax.default_backend().
+        **choices: formulations by operation; for others it stays as outside.
     """
-    tokens = _CONTEXT.set(tuple(choices.items())), _PLATFORM.set(platform)
-    try:
+    outside = _ASKED.value
+    choices = dict(outside.choices) | choices
+    with _ASKED(_Asked(platform or outside.platform, tuple(choices.items()))):
         yield
-    finally:
-        _CONTEXT.reset(tokens[0])
-        _PLATFORM.reset(tokens[1])
 
 
 def overrides() -> Overrides:
@@ -88,7 +93,7 @@ def overrides() -> Overrides:
         ValueError: an operation or a formulation that is not in the table.
     """
     words = [word.strip() for word in os.environ.get(ENVIRONMENT_VARIABLE, "").split(",") if word.strip()]
-    found = dict(_CONTEXT.get())
+    found = dict(_ASKED.value.choices)
     for word in words:
         operation, _, choice = word.partition("=")
         if choice not in _CHOICES.get(operation, ()):
@@ -139,7 +144,7 @@ def chosen_here(operation: str) -> str:
     """The formulation of an operation in what is being traced, for choices that `by_platform` cannot make: of programs
     that keep different things for the backward pass, or whose operations would be counted along with the others'.
     """
-    return chosen(operation, _PLATFORM.get() or jax.default_backend())
+    return chosen(operation, _ASKED.value.platform or jax.default_backend())
 
 
 def describe(platform: str) -> str:

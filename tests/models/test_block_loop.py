@@ -102,13 +102,12 @@ def test_a_few_pictures_at_a_time_give_the_same(few_pictures: None, scan: bool, 
     valid = jnp.asarray([[4, 5], [3, 5], [4, 2], [1, 1], [2, 3], [4, 5]]) if masked else None
     inside = jnp.ones(x.shape) if valid is None else clear(jnp.ones(x.shape), valid)
 
+    def loss(params: Tree, x: jax.Array) -> jax.Array:
+        keys = jax.random.split(jax.random.key(0), 3)
+        return jnp.square(nnx.merge(graph, params, stats, copy=True)(x, keys, valid) * inside).mean()
+
     found = {}
     for choice in ("few_pictures", "all_pictures"):
-
-        def loss(params: Tree, x: jax.Array) -> jax.Array:  # a new one each time, for JAX keeps what it has traced
-            keys = jax.random.split(jax.random.key(0), 3)
-            return jnp.square(nnx.merge(graph, params, stats, copy=True)(x, keys, valid) * inside).mean()
-
         with formulations.asking("cpu", blocks=choice):
             names = [equation.primitive.name for equation in primitives(jax.make_jaxpr(loss)(params, x).jaxpr)]
             found[choice] = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, x)

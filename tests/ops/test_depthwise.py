@@ -19,6 +19,8 @@ MODULE = sys.modules["rmt_jax.ops.depthwise"]
 KERNELS_FOR_GPUS = ("triton_depthwise", "triton_depthwise_gradients")
 KERNELS = [(1, 1), (3, 3), (5, 5), (7, 7), (3, 7), (5, 1)]
 MAPS = [(1, 1), (2, 3), (9, 5)]  # smaller than most kernels, and larger in one direction
+# Each map with each kernel, each of both with and without a residual.
+CASES = [(MAPS[i], KERNELS[j], (i + j) % 2 == 0) for i in range(len(MAPS)) for j in range(len(KERNELS))]
 
 
 def arrays(size: tuple[int, int], kernel: tuple[int, int], batch: int = 2, channels: int = 3) -> list[jax.Array]:
@@ -48,9 +50,7 @@ def forward_and_backward(f, *arguments: jax.Array) -> tuple[jax.Array, Gradients
     return y, vjp(dy)
 
 
-@pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("size", MAPS)
+@pytest.mark.parametrize(("size", "kernel", "residual"), CASES)
 def test_output_and_gradients_equal_the_specifications(
     size: tuple[int, int], kernel: tuple[int, int], residual: bool
 ) -> None:

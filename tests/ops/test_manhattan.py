@@ -11,6 +11,7 @@ from jax.sharding import AxisType
 from rmt_jax.ops import (
     Heads,
     axis_decay,
+    depthwise_conv2d,
     formulations,
     full_retention,
     full_retention_by_rows,
@@ -120,6 +121,23 @@ def test_the_environment_comes_before_what_a_program_asks_for(monkeypatch: pytes
         monkeypatch.setenv(formulations.ENVIRONMENT_VARIABLE, "sums=by_parts")
         assert formulations.overrides() == (("sums", "by_parts"), ("retention", "at_once"))
     assert formulations.overrides() == (("sums", "by_parts"),)
+
+
+def test_what_is_asked_for_inside_is_added_to_what_is_asked_for_outside() -> None:
+    with formulations.asking("tpu", sums="by_parts", depthwise="convolution"):
+        with formulations.asking(sums="reduction"):
+            assert formulations.overrides() == (("sums", "reduction"), ("depthwise", "convolution"))
+            assert formulations.chosen_here("ffn") == "kernel"
+        assert formulations.overrides() == (("sums", "by_parts"), ("depthwise", "convolution"))
+    assert formulations.overrides() == ()
+
+
+def test_a_function_is_traced_anew_for_another_formulation() -> None:
+    run = jax.jit(depthwise_conv2d)
+    arguments = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 1, 2)), jnp.ones(2)
+    for choice, count in {"shifts": 0, "convolution": 1}.items():
+        with formulations.asking(depthwise=choice):
+            assert run.trace(*arguments).lower().as_text().count("stablehlo.convolution") == count
 
 
 @pytest.mark.parametrize(

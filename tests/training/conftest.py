@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from tests.conftest import QUICK_COMPILATION
+from tests.compilation import QUICK_ENVIRONMENT
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 
@@ -19,13 +19,24 @@ TINY = {
 }
 
 
+def batches_of(size: int) -> list[str]:
+    """Command-line words; the learning rate is not scaled."""
+    return [f"--config.batch_size={size}", f"--config.reference_batch_size={size}"]
+
+
+# Few pictures, of which some are left over: what takes time is to compute with them.
+STEPS_PER_EPOCH, BATCH = 5, 32
+FEW_PICTURES = ["--config.data.train_split=train[:180]", *batches_of(BATCH)]
+# All 1,437, for as many steps.
+ALL_PICTURES = ["--config.data.train_split=train", *batches_of(256)]
+
+
 def tiny_words(digits_dir: str) -> list[str]:
     """Command-line words that make configs/digits.py a run of 2 epochs of 5 steps."""
     return [
         f"--config.data.dir={digits_dir}",
         *(f"--config.model.architecture.{key}={value}" for key, value in TINY.items()),
-        "--config.batch_size=256",
-        "--config.reference_batch_size=256",
+        *FEW_PICTURES,
         "--config.epochs=2",
         "--config.eval_every_epochs=1",
         "--config.ema_decay=0.5",
@@ -38,14 +49,10 @@ def words(digits_dir: str) -> list[str]:
     return tiny_words(digits_dir)
 
 
-def quick_environment(cache: pathlib.Path) -> dict[str, str]:
+def quick_environment(folder: pathlib.Path) -> dict[str, str]:
     """One device, and one compilation for all the processes that run the same program."""
-    return os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": QUICK_COMPILATION,
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return os.environ | QUICK_ENVIRONMENT | {"JAX_PLATFORMS": "cpu"} | cache
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from rmt_jax.training.command_line import load_config
 from rmt_jax.training.config import parse
 from rmt_jax.training.distributed import Processes, start_processes
 from rmt_jax.training.setup import prepare
+from tests.training.conftest import BATCH
 
 
 class Recording:
@@ -42,7 +43,7 @@ def steps() -> Iterator[list[str]]:
     for step in range(2):
         recording.opened = []
         batches = list(loader.batches(step, step + 1))
-        assert len(recording.opened) == len(batches[0]["label"]) == 256 // jax.process_count()
+        assert len(recording.opened) == len(batches[0]["label"]) == BATCH // jax.process_count()
         yield recording.opened
 
 

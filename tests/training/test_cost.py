@@ -17,6 +17,11 @@ X, W = jnp.ones((6, 4)), jnp.ones((4, 4))
 PRODUCT = 2 * 6 * 4 * 4
 
 
+@pytest.fixture(autouse=True, scope="module")
+def asked_formulations() -> None:
+    """None: what they cost is what is tested."""
+
+
 def looped(x: jax.Array, w: jax.Array) -> jax.Array:
     return jax.lax.scan(lambda x, _: (x @ w, None), x, length=5)[0]
 

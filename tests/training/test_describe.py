@@ -11,6 +11,11 @@ from rmt_jax.training.config import parse
 from rmt_jax.training.describe import describe_formulations
 
 
+@pytest.fixture(autouse=True, scope="module")
+def asked_formulations() -> None:
+    """None: what is said of those of users is tested."""
+
+
 @pytest.mark.parametrize(
     ("name", "size", "expected"),
     [

@@ -15,7 +15,7 @@ from rmt_jax.training.exit_codes import TRY_AGAIN
 from rmt_jax.training.metrics import read_metrics
 from tests.saved import saved_arrays
 from tests.standin import Pictures
-from tests.training.conftest import REPOSITORY, tiny_words
+from tests.training.conftest import BATCH, REPOSITORY, STEPS_PER_EPOCH, tiny_words
 from tests.training.processes import Ended, Processes, free_port, logged_steps
 
 pytestmark = pytest.mark.slow
@@ -36,6 +36,7 @@ def all_words(digits_dir: str) -> list[str]:
         "--config.model.drop_path=0.3",
         "--config.mix.mixup=0.8",
         "--config.mix.cutmix=1.0",
+        f"--config.mix.group={BATCH // 2}",
         "--config.erasing=0.25",
         "--config.grad_accum_steps=2",
         # Steps proportional to the gradient: at Adam's usual epsilon the biases before a BatchNorm, whose true gradient
@@ -69,10 +70,10 @@ def finished(workdir: pathlib.Path, words: list[str], environment: dict[str, str
 def assert_same_run(ours: pathlib.Path, expected: pathlib.Path) -> None:
     """Losses of every step, evaluations, final weights."""
     got, wanted = losses(ours), losses(expected)
-    assert sorted(got) == sorted(wanted) == list(range(1, EPOCHS * 5 + 1))
+    assert sorted(got) == sorted(wanted) == list(range(1, EPOCHS * STEPS_PER_EPOCH + 1))
     np.testing.assert_allclose([got[step] for step in wanted], list(wanted.values()), rtol=BOUND)
     np.testing.assert_allclose(evaluations(ours), evaluations(expected), rtol=BOUND)
-    mine, theirs = weights(ours, EPOCHS * 5), weights(expected, EPOCHS * 5)
+    mine, theirs = weights(ours, EPOCHS * STEPS_PER_EPOCH), weights(expected, EPOCHS * STEPS_PER_EPOCH)
     assert mine.keys() == theirs.keys()
     assert len(mine) > 200
     for name, array in mine.items():
@@ -94,7 +95,7 @@ def test_two_processes_are_one_run(
 ) -> None:
     first, second = finished(tmp_path / "run", all_words(digits_dir), environment, 2)
     assert (first.code, second.code) == (0, 0), first.err + second.err
-    assert "reads 128 of the 256 pictures of each batch" in first.out
+    assert f"reads {BATCH // 2} of the {BATCH} pictures of each batch" in first.out
     assert second.out.replace("[Gloo]", "").count("\n") <= 2  # logs come from the first
     assert_same_run(tmp_path / "run", alone)
     files = {path.name for path in (tmp_path / "run").iterdir()}
@@ -116,7 +117,7 @@ def test_a_signal_to_one_of_two_saves_and_one_goes_on(
     )
     saved = [path.name for path in (workdir / "checkpoints").iterdir()]
     assert len(saved) == 1
-    assert 3 <= int(saved[0]) < EPOCHS * 5
+    assert 3 <= int(saved[0]) < EPOCHS * STEPS_PER_EPOCH
     (last,) = finished(workdir, words, environment, 1)
     assert last.code == 0, last.err
     assert f"resumes at step {saved[0]}" in last.out
@@ -149,6 +150,7 @@ def test_data_missing_on_one_host_ends_both(
     words = [
         *tiny_words(digits_dir),
         "--config.data.name=folder",
+        "--config.data.train_split=train",
         "--config.data.eval_split=val",
         "--config.batch_size=2",
     ]
@@ -227,4 +229,4 @@ def test_each_process_opens_its_own_part_of_each_batch(opened: dict[int, list[li
         together = list(itertools.chain(*parts))
         assert len(set(together)) == len(together)
         assert set(together) == set(opened[1][0][step])
-        assert {len(part) for part in parts} == {256 // count}
+        assert {len(part) for part in parts} == {BATCH // count}

@@ -16,10 +16,10 @@ from rmt_jax.data import TrainLoader, open_source
 from rmt_jax.training.config import parse
 from rmt_jax.training.metrics import read_metrics
 from tests.saved import saved_arrays
-from tests.training.conftest import REPOSITORY, tiny_words
+from tests.training.conftest import BATCH, REPOSITORY, STEPS_PER_EPOCH, tiny_words
 
-STEPS_PER_EPOCH = 1437 // 256
 EPOCHS = 12
+STEPS = EPOCHS * STEPS_PER_EPOCH
 
 
 def start(workdir: pathlib.Path, words: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
@@ -77,7 +77,7 @@ def test_a_finished_run_leaves_what_it_says(finished_run: tuple[pathlib.Path, st
     assert json.loads((workdir / "config.json").read_text())["epochs"] == EPOCHS
     assert json.loads((workdir / "classes.json").read_text()) == [str(digit) for digit in range(10)]
     last, evaluated = evaluations(workdir)[-1], json.loads((workdir / "evaluation.json").read_text())
-    assert (evaluated["step"], evaluated["weights"], evaluated["split"]) == (60, "ema", "test")
+    assert (evaluated["step"], evaluated["weights"], evaluated["split"]) == (STEPS, "ema", "test")
     for name, key in {"top1": "top1", "loss": "loss", "mean_per_class_accuracy": "mean_per_class"}.items():
         assert evaluated[name] == last[f"val_ema/{key}"]
         assert evaluated["raw"][name] == last[f"val/{key}"]
@@ -86,7 +86,7 @@ def test_a_finished_run_leaves_what_it_says(finished_run: tuple[pathlib.Path, st
     rows = read_metrics(workdir / "metrics.jsonl")
     logged = [row["step"] for row in rows if "train/loss" in row]
     assert logged == sorted(set(logged))
-    assert logged[-1] == EPOCHS * STEPS_PER_EPOCH
+    assert logged[-1] == STEPS
     assert rows[0].keys() >= {"epoch", "train/loss", "train/top1", "train/lr", "train/grad_norm"}
     assert [row["epoch"] for row in evaluations(workdir)] == [4, 8, 12]
 
@@ -94,7 +94,7 @@ def test_a_finished_run_leaves_what_it_says(finished_run: tuple[pathlib.Path, st
 def test_last_checkpoints_and_the_best_one_are_kept(finished_run: tuple[pathlib.Path, str]) -> None:
     workdir, _ = finished_run
     best = max(reversed(evaluations(workdir)), key=lambda row: row["val_ema/top1"])["step"]
-    assert steps(workdir) == sorted({40, 60, best})
+    assert steps(workdir) == sorted({40, STEPS, best})
 
 
 def test_ctrl_c_saves_and_the_same_command_ends_with_the_same_bits(
@@ -112,12 +112,12 @@ def test_ctrl_c_saves_and_the_same_command_ends_with_the_same_bits(
     assert code == 130, err
     assert "The same command goes on from there" in out
     saved = steps(workdir)[-1]
-    assert 6 <= saved < EPOCHS * STEPS_PER_EPOCH
+    assert 6 <= saved < STEPS
 
     code, out, err = finish(start(workdir, run_words, environment))
     assert code == 0, err
     assert f"resumes at step {saved}" in out
-    ours, expected = saved_arrays(workdir, 60), saved_arrays(whole, 60)
+    ours, expected = saved_arrays(workdir, STEPS), saved_arrays(whole, STEPS)
     assert len(ours) > 300
     jax.tree.map(np.testing.assert_array_equal, ours, expected)
     assert evaluations(workdir) == evaluations(whole)
@@ -145,7 +145,7 @@ def test_eval_mode_repeats_the_numbers(
     assert json.loads(written.read_text()) == before
     assert "training data" not in out
     last = evaluations(finished_run[0])[-1]
-    row = next(line for line in out.splitlines() if "step 60, EMA" in line)
+    row = next(line for line in out.splitlines() if f"step {STEPS}, EMA" in line)
     assert f"{last['val_ema/top1']:.2f}" in row
     assert f"{last['val_ema/loss']:.4f}" in row
 
@@ -206,7 +206,7 @@ def test_losses_that_are_not_finite_are_skipped_and_then_stop_the_run(
     assert str(file) in err
     saved = dict(np.load(file))
     config = parse(json.loads((tmp_path / "config.json").read_text()))
-    loader = TrainLoader(open_source(config.data, config.data.train_split), config.data, batch_size=256, seed=0)
+    loader = TrainLoader(open_source(config.data, config.data.train_split), config.data, batch_size=BATCH, seed=0)
     expected = next(loader.batches(17, 18))
     assert saved.keys() == expected.keys()
     jax.tree.map(np.testing.assert_array_equal, saved, dict(expected))

@@ -38,6 +38,11 @@ STATE: dict[str, Any] = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def asked_formulations() -> None:
+    """None: what each does with several devices is tested."""
+
+
 def program(fsdp: int) -> tuple[Config, Program]:
     """A step of a small model on the eight devices."""
     model = {"name": "rmt_nano", "dtype": "float32", "architecture": TINY | {"depths": (1, 1, 3, 1)}}

@@ -26,6 +26,11 @@ from tests.training.conftest import TINY
 OPTIMIZER = make_optimizer(OptimizerConfig(epsilon=1.0), lambda count: jnp.where(count < 100, 0.1, 0.0))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def asked_formulations() -> None:
+    """None: each has its own way with several devices."""
+
+
 def task(drop_path: float = 0.0, **recipe: Any) -> Classification:
     model = variant("rmt_nano", **TINY | {"depths": (1, 1, 2, 1)}, num_classes=10, drop_path=drop_path, scan=True)
     half = (0.5, 0.5, 0.5)

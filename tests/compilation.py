@@ -1,0 +1,20 @@
+"""Compilation as most tests want it: quick, for they run a program once, and compiling it is what takes their time.
+
+What users run is compiled in full by `python -m tests.parity`.
+"""
+
+from rmt_jax.ops import formulations
+
+# LLVM does not optimise.
+QUICK_FLAGS = "--xla_backend_optimization_level=0"
+
+# One operation where a CPU by itself gets one for each tap of a kernel: a third of the time. Few tests are about the
+# formulation; that all give the same is what those of tests/ops show, and upstream's numbers are reached with the ones
+# that users get (test_parity.py, test_torch_parity.py).
+QUICK_FORMULATIONS = {"depthwise": "convolution", "sums": "reduction", "reuse": "by_compiler"}
+
+# All of it for processes that tests start.
+QUICK_ENVIRONMENT = {
+    "XLA_FLAGS": QUICK_FLAGS,
+    formulations.ENVIRONMENT_VARIABLE: ",".join(f"{key}={value}" for key, value in QUICK_FORMULATIONS.items()),
+}
