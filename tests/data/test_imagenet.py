@@ -130,7 +130,7 @@ def test_number_of_files_is_tfdss_own():
             return f"{index}"
 
     for count, size in ((3, 10), (5000, 40_000), (5000, 115_000), (2000, 40_000_000)):
-        shards = imagenet_shards.split_into_shards.__wrapped__("train", Sizes(count, size), pathlib.Path())
+        shards = imagenet_shards.split_into_shards("train", Sizes(count, size), pathlib.Path())
         expected = ShardConfig.calculate_number_shards(count * size, count)
         assert np.cumsum([len(s.pictures) for s in shards]).tolist() == list(get_shard_boundaries(count, expected))
         assert shards[-1].path.name == f"imagenet2012-train.array_record-{expected - 1:05d}-of-{expected:05d}"
