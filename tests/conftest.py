@@ -1,7 +1,6 @@
 """One session for all tests: eight virtual CPU devices, products in full float32, quick compilation."""
 
 import atexit
-import gc
 import os
 import pathlib
 import shutil
@@ -51,11 +50,6 @@ LONGEST = (
     "test_recipes.py",
     "test_finetune.py",
 )
-
-
-def pytest_collection_finish() -> None:
-    """What is there by now stays: the garbage collector need not go through it again and again."""
-    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

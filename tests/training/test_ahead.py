@@ -31,11 +31,6 @@ NOTHING = Compiled(
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def asked_formulations() -> None:
-    """None: programs for TPUs are what is tested."""
-
-
 @pytest.mark.parametrize("largest", [0, 1, 5, 8, 31, 32, 100, 250, 1000])
 @pytest.mark.parametrize("start", [8, 32, 256])
 def test_search(largest: int, start: int, monkeypatch: pytest.MonkeyPatch) -> None:
