@@ -22,6 +22,7 @@ from rmt_jax.ops import (
 )
 from rmt_jax.ops.pallas_retention import fits, fused_retention_backward, fused_retention_forward
 from rmt_jax.training.chips import open_topology
+from tests.compilation import SAME_BITS
 from tests.ops.devices import per_device
 
 Maps = list[jax.Array]
@@ -120,14 +121,14 @@ def fused(heads: int, full: bool, *, interpret: bool = True) -> Function:
     return lambda q, k, v: function(pairs_to_halves(q, heads), pairs_to_halves(k, heads), v)
 
 
-def with_gradients(function: Function) -> Callable[..., Maps]:
+def with_gradients(function: Function, *, options: dict[str, bool] | None = None) -> Callable[..., Maps]:
     """(q, k, v, gradient of the result) -> the result and the gradients of q, k and v, compiled."""
 
     def both(q: jax.Array, k: jax.Array, v: jax.Array, dout: jax.Array) -> Maps:
         result, backward = jax.vjp(function, q, k, v)
         return [result, *backward(dout)]
 
-    return jax.jit(both)
+    return jax.jit(both, compiler_options=options)
 
 
 def errors(ours: Maps, expected: Maps) -> list[float]:
@@ -167,20 +168,20 @@ def test_large_logits_neither_overflow_nor_vanish(full: bool) -> None:
 
 def test_pictures_do_not_mix_and_steps_of_several_equal_single_ones() -> None:
     arguments = maps(3, 4, 5, 32)  # all three in one step
-    together = with_gradients(fused(2, False))(*arguments)
-    alone = [with_gradients(fused(2, False))(*[x[i : i + 1] for x in arguments]) for i in range(3)]
+    together = with_gradients(fused(2, False), options=SAME_BITS)(*arguments)
+    alone = [with_gradients(fused(2, False), options=SAME_BITS)(*[x[i : i + 1] for x in arguments]) for i in range(3)]
     for i, result in enumerate(together):
         np.testing.assert_array_equal(result, jnp.concatenate([x[i] for x in alone]))
 
 
 def test_little_memory_changes_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = maps(2, 10, 9, 32)
-    roomy = with_gradients(fused(2, False))(*arguments)
+    roomy = with_gradients(fused(2, False), options=SAME_BITS)(*arguments)
     plan = pallas_retention.Plan(10, 9, 32, (0.0, 0.0), jnp.dtype(jnp.float32), False)
     least = pallas_retention._needed_memory(plan, True, pallas_retention._TIGHT)
     monkeypatch.setattr(pallas_chip, "chip_memory", lambda: least)
     assert pallas_retention._step(plan, True, 2) == pallas_retention._TIGHT
-    for tight, expected in zip(with_gradients(fused(2, False))(*arguments), roomy, strict=True):
+    for tight, expected in zip(with_gradients(fused(2, False), options=SAME_BITS)(*arguments), roomy, strict=True):
         np.testing.assert_array_equal(tight, expected)
 
 
@@ -188,9 +189,9 @@ def test_devices_work_on_their_own_pictures() -> None:
     mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:4])
     arguments = maps(4, 3, 5, 32)
     on_devices = [jax.device_put(x, NamedSharding(mesh, PartitionSpec(("data", "fsdp")))) for x in arguments]
-    ours = with_gradients(per_device(fused(2, False), mesh))(*on_devices)
+    ours = with_gradients(per_device(fused(2, False), mesh), options=SAME_BITS)(*on_devices)
     assert ours[0].sharding.shard_shape(ours[0].shape) == (1, 3, 5, 32)
-    for x, expected in zip(ours, with_gradients(fused(2, False))(*arguments), strict=True):
+    for x, expected in zip(ours, with_gradients(fused(2, False), options=SAME_BITS)(*arguments), strict=True):
         np.testing.assert_array_equal(x, expected)
 
 
