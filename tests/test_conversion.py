@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests import conversion
-from tests.compilation import QUICK_FLAGS
+from tests.compilation import QUICK_ENVIRONMENT
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 
@@ -28,7 +28,7 @@ TESTED = [
 @pytest.mark.slow
 def test_models_and_backbones() -> None:
     """In a process of its own, because it takes gigabytes."""
-    environment = os.environ | {"XLA_FLAGS": QUICK_FLAGS, "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | QUICK_ENVIRONMENT | {"JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "tests.conversion", *TESTED]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

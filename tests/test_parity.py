@@ -8,10 +8,14 @@ import jax
 import pytest
 
 from rmt_jax.models import block, layers
+from rmt_jax.ops import formulations
 from rmt_jax.training.optimizer import OptimizerConfig
 from tests import parity
+from tests.compilation import QUICK_FORMULATIONS
 
-SLOW = {"rmt_s inference", "rmt_s_star inference", "rmt_s training", "rmt_s_star training", "trajectory"}
+# Larger than RMT-T and made of the same layers: compiled in the quick way.
+LARGE = {"rmt_s inference", "rmt_s_star inference", "rmt_s training", "rmt_s_star training"}
+SLOW = LARGE | {"trajectory"}
 
 
 def failures(rows: Iterator[parity.Row]) -> list[parity.Row]:
@@ -28,7 +32,8 @@ def asked_formulations() -> None:
     [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in parity.SECTIONS],
 )
 def test_parity(section: str) -> None:
-    rows = list(parity.SECTIONS[section]())
+    with formulations.asking(**QUICK_FORMULATIONS if section in LARGE else {}):
+        rows = list(parity.SECTIONS[section]())
     assert rows
     assert failures(iter(rows)) == []
 

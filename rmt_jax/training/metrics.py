@@ -10,8 +10,6 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, SupportsFloat
 
-from tensorboardX import SummaryWriter
-
 
 class MetricsWriter:
     """Appends to workdir/metrics.jsonl and workdir/tensorboard, flushing at every write.
@@ -27,6 +25,8 @@ class MetricsWriter:
         self._enabled = enabled
         if not enabled:
             return
+        from tensorboardX import SummaryWriter  # which imports PyTorch for two seconds, where that is installed
+
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / "metrics.jsonl"
         _drop_repeated(path, resume_step)

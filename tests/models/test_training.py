@@ -51,8 +51,8 @@ def biases_before_batch_norm(config: RMTConfig) -> set[str]:
     return paths
 
 
-# With full retention in the third stage, with layer scale, with an auxiliary head. The others are made of the same parts
-# in other numbers, most of which small variants do not keep.
+# With full retention in the third stage, with layer scale, with an auxiliary head. The others are made of the same
+# parts in other numbers, most of which small variants do not keep.
 every_kind = pytest.mark.parametrize("name", ["rmt_t", "rmt_b", "rmt_s_star"])
 
 

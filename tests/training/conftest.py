@@ -49,12 +49,12 @@ def words(digits_dir: str) -> list[str]:
     return tiny_words(digits_dir)
 
 
-def quick_environment(folder: pathlib.Path) -> dict[str, str]:
-    """One device, and one compilation for all the processes that run the same program."""
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return os.environ | QUICK_ENVIRONMENT | {"JAX_PLATFORMS": "cpu"} | cache
+def quick_environment(compiled: pathlib.Path | None = None) -> dict[str, str]:
+    """Of processes with one device. They keep compiled programs in a folder, by default where all tests do."""
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return os.environ | QUICK_ENVIRONMENT | {"JAX_PLATFORMS": "cpu"} | (cache if compiled else {})
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return quick_environment(tmp_path_factory.mktemp("compiled"))
+def environment() -> dict[str, str]:
+    return quick_environment()

@@ -13,6 +13,8 @@ from rmt_jax.training.metrics import read_metrics
 from tests.training.conftest import TINY
 
 CONFIG = "configs/digits.py:segmentation"
+# Of 200: what takes time is to compute with them.
+EVALUATED = 80
 
 
 @pytest.fixture
@@ -26,6 +28,7 @@ def run_words(digits_segmentation_dir: str) -> list[str]:
         "--config.eval_every_steps=4",
         "--config.log_every_steps=2",
         "--config.batch_size=8",
+        f"--config.data.eval_split=test[:{EVALUATED}]",
         "--config.eval_batch_size=40",
         "--config.data.segmentation.crop_size=(64, 64)",
         "--config.segmentation.overlays=3",
@@ -39,14 +42,15 @@ def test_a_run_is_trained_evaluated_and_gone_on_with(
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     assert run(CONFIG, run_words, workdir=str(whole)) == 0
     said = " ".join(capsys.readouterr().out.split())
-    for words in ("200 pictures, 11 classes", "cross entropy over labelled pixels", "final, EMA", "pixels right (%)"):
+    pictures = f"{EVALUATED} pictures, 11 classes"
+    for words in (pictures, "cross entropy over labelled pixels", "final, EMA", "pixels right (%)"):
         assert words in said
     rows = read_metrics(whole / "metrics.jsonl")
     assert [row["step"] for row in rows if "val_ema/mIoU" in row] == [4, 8]
     assert all(np.isfinite(row["train/pixel_accuracy"]) for row in rows if "train/loss" in row)
     found = json.loads((whole / "evaluation.json").read_text())
-    assert (found["pictures"], found["unreadable"], len(found["classes"])) == (200, 0, 11)
-    assert sum(entry["pixels"] for entry in found["classes"].values()) == 200 * 96 * 96
+    assert (found["pictures"], found["unreadable"], len(found["classes"])) == (EVALUATED, 0, 11)
+    assert sum(entry["pixels"] for entry in found["classes"].values()) == EVALUATED * 96 * 96
     overlays = sorted((whole / "overlays").iterdir())
     assert len(overlays) == 3
     with Image.open(overlays[0]) as picture:
