@@ -54,6 +54,8 @@ LONGEST = (
     "test_conversion.py",
     "test_torch_parity.py",
     "test_parity.py",
+    "test_state.py",
+    "test_sharding.py",
     "test_recipes.py",
     "test_finetune.py",
 )
