@@ -35,15 +35,16 @@ jax.config.update("jax_default_matmul_precision", "highest")
 # Tests run the same programs again and again, each from a function of its own or in processes of their own. What one
 # has compiled is there for all, pytest's workers too, which inherit these variables. With a largest size the cache
 # locks its files: without, one process reads what another has half written.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+if "PYTEST_XDIST_WORKER" not in os.environ:
     compiled = tempfile.mkdtemp(prefix="compiled")
     atexit.register(shutil.rmtree, compiled, ignore_errors=True)
-    cache = {"dir": compiled, "max_size": 4 * 2**30}
-    os.environ |= {f"JAX_COMPILATION_CACHE_{name.upper()}": str(value) for name, value in cache.items()}
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
-    for name, value in cache.items():  # JAX has read the variables of this process when it was imported
-        jax.config.update(f"jax_compilation_cache_{name}", value)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    for name, value in {
+        "jax_compilation_cache_dir": compiled,
+        "jax_compilation_cache_max_size": 4 * 2**30,  # bytes: more than is ever there
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
+    }.items():
+        os.environ[name.upper()] = str(value)
+        jax.config.update(name, value)  # for this process, whose variables JAX has read when it was imported
 
 LONGEST = (
     "test_processes.py",

@@ -24,7 +24,7 @@ def failures(rows: Iterator[parity.Row]) -> list[parity.Row]:
 
 @pytest.fixture(autouse=True, scope="module")
 def asked_formulations() -> None:
-    """None: the numbers of upstream are reached with those that users get."""
+    """None: the numbers of upstream are reached with those that users get, by all but the large ones."""
 
 
 @pytest.mark.parametrize(

@@ -109,8 +109,8 @@ def test_two_processes_are_one_run(run_words: list[str], tmp_path: pathlib.Path,
     words = [
         *run_words,
         "--config=configs/digits.py:detection,head=mask_rcnn",
-        # At the third, boxes that are nearly tied are assigned otherwise for the rounding of the second, and losses
-        # differ by 3e-5; until then by 2e-7.
+        # At the third of a Cascade R-CNN, boxes that are nearly tied were assigned otherwise for the rounding of the
+        # second, and losses differed by 3e-5; until then by 2e-7.
         "--config.steps=2",
         "--config.data.num_workers=0",
         "--config.grad_accum_steps=2",
