@@ -83,7 +83,7 @@ def _run(options: argparse.Namespace) -> int:
     _check(options)
     config = _config(options)
     if getattr(options, "topology", None) is None:
-        _check_devices(config, options.measure)
+        _prepare_process(config, options.measure)
     if options.measure == "compile":
         result = measure_start(config, _title(config))
     elif getattr(options, "topology", None) is not None:
@@ -135,11 +135,14 @@ def _config(options: argparse.Namespace) -> "Config":
     return config
 
 
-def _check_devices(config: "Config", measure: str) -> None:
+def _prepare_process(config: "Config", measure: str) -> None:
+    """As main.py does."""
     import jax
 
+    from rmt_jax.training.memory import keep_freed_memory
     from rmt_jax.training.sharding import check_division
 
+    keep_freed_memory()
     parts = 1 if measure == "model" else config.grad_accum_steps
     check_division("--batch-size", config.batch_size, jax.device_count(), parts)
 
@@ -153,6 +156,7 @@ def _measure(config: "Config", options: argparse.Namespace) -> dict[str, Any]:
     import jax
 
     from rmt_jax.training.describe import describe_formulations
+    from rmt_jax.training.memory import describe_memory
     from rmt_jax.training.profile import name_all_operations
     from rmt_jax.training.speed import forward_candidate, model_of, train_candidate
     from rmt_jax.training.timing import Work, time_in_turn
@@ -176,7 +180,7 @@ def _measure(config: "Config", options: argparse.Namespace) -> dict[str, Any]:
         say(f"Same weights: logits differ by {difference:.1e} of the largest (float32, highest precision).")
     parts = _profile(ours) if options.profile else None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    say(f"Formulations: {used}.")
+    say(f"Formulations: {used}. Freed memory: {describe_memory()}.")
     if ours.memory is not None:
         say(f"Arguments, results and temporaries of {OURS}'s program: {format_size(ours.memory)}.")
     say(f"Peak memory of this process: {format_size(peak)}. {options.rounds} rounds, every form in each.")
@@ -189,6 +193,7 @@ def _measure(config: "Config", options: argparse.Namespace) -> dict[str, Any]:
         "ratio": _ratio(timings),
         "program_bytes": ours.memory,
         "process_bytes": peak,
+        "freed_memory": describe_memory(),
         "failures": failures,
         "difference": difference,
         "profile": parts,

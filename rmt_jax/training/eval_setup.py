@@ -16,6 +16,7 @@ from rmt_jax.tasks import Task
 from rmt_jax.training.config import Config
 from rmt_jax.training.describe import describe_formulations
 from rmt_jax.training.kinds import Kind, kind_of
+from rmt_jax.training.memory import describe_memory
 from rmt_jax.training.program import predict_program
 from rmt_jax.training.report import log
 from rmt_jax.training.sharding import (
@@ -72,6 +73,7 @@ class EvalSetup:
             "devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es)",
             "mesh": ", ".join(f"{axis} {count}" for axis, count in self.mesh.shape.items()),
             "formulations": describe_formulations(config, platform_of(self.mesh)),
+            "freed memory": describe_memory(),
             "evaluation data": f"{source.name}: {len(source):,} pictures, {source.num_classes} classes",
             "evaluation batch": f"{batch_size} ({batch_size // len(devices)} a device)",
             "workers": f"{config.data.num_workers} processes, {config.data.num_threads} threads",

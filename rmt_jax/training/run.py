@@ -16,6 +16,7 @@ from rmt_jax.training.evaluation import Evaluation
 from rmt_jax.training.exit_codes import BAD_INPUT, FAILED, TRY_AGAIN, TryAgainError
 from rmt_jax.training.hosts import Hosts
 from rmt_jax.training.loop import Training
+from rmt_jax.training.memory import keep_freed_memory
 from rmt_jax.training.steplog import NonFiniteLossError
 
 MODES: dict[str, type[Training] | type[Evaluation]] = {"train": Training, "eval": Evaluation}
@@ -42,6 +43,7 @@ def run(
         mode: "train", or "eval" for the latest checkpoint there.
         processes: this one's place among those of the run, where that is not found in the environment.
     """
+    keep_freed_memory()
     folder = pathlib.Path(workdir) if workdir else pathlib.Path("workdir") / pathlib.Path(config.partition(":")[0]).stem
     try:
         start_processes(processes or Processes())
