@@ -136,13 +136,13 @@ def _config(options: argparse.Namespace) -> "Config":
 
 
 def _prepare_process(config: "Config", measure: str) -> None:
-    """As main.py does."""
     import jax
 
     from rmt_jax.training.memory import keep_freed_memory
     from rmt_jax.training.sharding import check_division
 
-    keep_freed_memory()
+    if measure != "model":  # main.py does, what classifies does not
+        keep_freed_memory()
     parts = 1 if measure == "model" else config.grad_accum_steps
     check_division("--batch-size", config.batch_size, jax.device_count(), parts)
 
