@@ -16,12 +16,13 @@ from jax import Array
 from jaxtyping import Float
 
 from rmt_jax.ops.formulations import by_platform, chosen_here, overrides
-from rmt_jax.ops.linear import computed_once, sum_rows
+from rmt_jax.ops.linear import computed_once, sum_by_parts, sum_rows
 from rmt_jax.ops.triton_depthwise import triton_depthwise, triton_depthwise_gradients
 
 Map = Float[Array, "batch height width channels"]
 Kernel = Float[Array, "kernel_height kernel_width 1 channels"]
 Bias = Float[Array, " channels"]
+Taps = Float[Array, "taps channels"]
 
 
 def depthwise_conv2d(x: Map, kernel: Kernel, bias: Bias, *, residual: bool = False) -> Map:
@@ -124,14 +125,10 @@ def _windows(x: Array, kernel_size: tuple[int, int]) -> list[tuple[int, int, Arr
 
 def _shifted_gradients(x: Map, dy: Map, kernel_size: tuple[int, int]) -> tuple[Kernel, Bias]:
     """Of kernel and bias."""
-    factor = dy.astype(jnp.float32)
-    taps = [
-        by_platform(
-            "sums", overrides(), {"reduction": _sum, "by_parts": _sum_by_parts}, window.astype(jnp.float32) * factor
-        )
-        for _, _, window in _windows(x, kernel_size)
-    ]
-    return jnp.stack(taps).reshape(*kernel_size, 1, -1), sum_rows(dy)
+    sums = {"reduction": _tap_sums, "by_parts": _tap_sums_by_parts}
+    of_size = {name: functools.partial(function, kernel_size) for name, function in sums.items()}
+    taps = by_platform("sums", overrides(), of_size, x, dy)
+    return taps.reshape(*kernel_size, 1, -1), sum_rows(dy)
 
 
 def _grouped_gradients(x: Map, dy: Map, kernel_size: tuple[int, int]) -> tuple[Kernel, Bias]:
@@ -139,18 +136,18 @@ def _grouped_gradients(x: Map, dy: Map, kernel_size: tuple[int, int]) -> tuple[K
     return jax.vjp(functools.partial(_grouped_convolution, x), zeros)[1](dy)[0], sum_rows(dy)
 
 
-def _sum(x: Map) -> Float[Array, " channels"]:
-    """Over all but the channels."""
-    return x.sum(axis=(0, 1, 2))
+def _tap_products(kernel_size: tuple[int, int], x: Map, dy: Map) -> list[Map]:
+    """What has to be added up for each tap."""
+    factor = dy.astype(jnp.float32)
+    return [window.astype(jnp.float32) * factor for _, _, window in _windows(x, kernel_size)]
 
 
-def _sum_by_parts(x: Map) -> Float[Array, " channels"]:
-    """The same for CPUs, on which a reduction is 20 times slower, whatever its axes.
+def _tap_sums(kernel_size: tuple[int, int], x: Map, dy: Map) -> Taps:
+    return jnp.stack([product.sum(axis=(0, 1, 2)) for product in _tap_products(kernel_size, x, dy)])
 
-    Adding up to eight parts of the rows of all pictures becomes one vectorised pass over them, and a product with a row
-    of ones adds up the positions. Where the batch is split over devices, whole maps travel between them: not for TPUs.
-    """
-    rows = x.reshape(-1, *x.shape[2:])
-    parts = max(number for number in range(1, 9) if len(rows) % number == 0)
-    added = functools.reduce(jnp.add, rows.reshape(parts, -1, *rows.shape[1:]))
-    return sum_rows(computed_once(added))
+
+def _tap_sums_by_parts(kernel_size: tuple[int, int], x: Map, dy: Map) -> Taps:
+    """The same for CPUs. Where the batch is split over devices, whole maps travel between them: not for TPUs."""
+    products = _tap_products(kernel_size, x, dy)
+    rows = sum_by_parts([product.reshape(-1, *product.shape[2:]) for product in products])
+    return sum_by_parts([jnp.stack(rows, axis=1)])[0]

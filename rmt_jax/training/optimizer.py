@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from rmt_jax.ops import computed_once
+
 Tree = Any
 
 # (pattern, whether): the first pattern that matches a parameter's path decides.
@@ -84,23 +86,23 @@ def make_optimizer(
     learning_rate: float | Callable[[Array], Array],
     *,
     frozen_rules: Rules | None = None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """AdamW, after clipping and before layer-wise learning rates where the configuration says so.
+
+    Its update takes two more, by name: `norm`, that of the gradients, where it is known, and whether all is `finite`:
+    else the state stays as it is but for the learning rate's count of steps, and the updates are good for nothing.
 
     Args:
         config: its numbers; `config.learning_rate` is not read here.
         learning_rate: the value, or a function of the step.
         frozen_rules: which parameters stay as they are, None for none.
     """
-    parts = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
-    adamw = optax.adamw(
-        learning_rate,
-        b1=config.beta1,
-        b2=config.beta2,
-        eps=config.epsilon,
-        weight_decay=config.weight_decay,
-        mask=lambda params: select(params, DECAY_RULES[config.decay]),
+    adamw = optax.chain(
+        _scale_by_adam(config.beta1, config.beta2, config.epsilon),
+        optax.add_decayed_weights(config.weight_decay, lambda params: select(params, DECAY_RULES[config.decay])),
+        optax.scale_by_learning_rate(learning_rate),
     )
+    parts = [] if config.clip_norm is None else [_clip(config.clip_norm)]
     parts.append(adamw)
     if config.layer_decay < 1:
         parts.append(optax.stateless(lambda updates, _: scale_layers(updates, config.layer_decay)))
@@ -108,6 +110,54 @@ def make_optimizer(
     if frozen_rules is None:
         return optimizer
     return optax.partition({False: optimizer, True: optax.set_to_zero()}, lambda params: select(params, frozen_rules))
+
+
+def global_norm(tree: Tree) -> Array:
+    """Of all numbers together; what has one dimension counts as one array: there are many, and each would be a loop."""
+    leaves = jax.tree.leaves(tree)
+    arrays = [leaf for leaf in leaves if leaf.ndim > 1]
+    if vectors := [leaf.reshape(-1) for leaf in leaves if leaf.ndim <= 1]:
+        arrays.append(jnp.concatenate(vectors))
+    return jnp.sqrt(sum(jnp.square(array).sum() for array in arrays))
+
+
+def keep_unless(finite: Array | bool, moved: Tree, state: Tree) -> Tree:
+    """`moved` where `finite`, else `state`."""
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state)
+
+
+def _clip(max_norm: float) -> optax.GradientTransformationExtraArgs:
+    """As optax.clip_by_global_norm, but that the norm can be given."""
+
+    def update(
+        updates: Tree, state: Any, params: Tree = None, *, norm: Array | None = None, **_: Any
+    ) -> tuple[Tree, Any]:
+        known = global_norm(updates) if norm is None else norm
+        clipped = jax.tree.map(lambda update: jnp.where(known < max_norm, update, update / known * max_norm), updates)
+        return clipped, state
+
+    return optax.GradientTransformationExtraArgs(optax.identity().init, update)
+
+
+def _scale_by_adam(beta1: float, beta2: float, epsilon: float) -> optax.GradientTransformationExtraArgs:
+    """As optax.scale_by_adam, but that its state stays as it is where a step is not `finite`.
+
+    Of the state that it returns that could be decided as well, but then moments would be computed twice, for the state
+    and for the updates, or kept in between.
+    """
+
+    def update(
+        grads: Tree, state: optax.ScaleByAdamState, params: Tree = None, *, finite: Array | bool = True, **_: Any
+    ) -> tuple[Tree, optax.ScaleByAdamState]:
+        mu = optax.tree.update_moment(grads, state.mu, beta1, 1)
+        nu = optax.tree.update_moment_per_elem_norm(grads, state.nu, beta2, 2)
+        moved = optax.ScaleByAdamState(optax.safe_increment(state.count), mu, nu)
+        moved = computed_once(keep_unless(finite, moved, state))
+        mu = optax.tree.bias_correction(moved.mu, beta1, moved.count)
+        nu = optax.tree.bias_correction(moved.nu, beta2, moved.count)
+        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), mu, nu), moved
+
+    return optax.GradientTransformationExtraArgs(optax.scale_by_adam(beta1, beta2, epsilon).init, update)
 
 
 def select(params: Tree, rules: Rules) -> Tree:

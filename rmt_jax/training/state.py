@@ -12,7 +12,7 @@ from jax import Array
 from rmt_jax.models import Gather
 from rmt_jax.ops import computed_once
 from rmt_jax.tasks import Task
-from rmt_jax.training.optimizer import Rules, select, update_ema
+from rmt_jax.training.optimizer import Rules, global_norm, keep_unless, select, update_ema
 
 # Folded into a step's key for `Task.prepare`. Not a number that nnx.Rngs reaches with its own 0, 1, 2, ...
 _PREPARE = 2**32 - 1
@@ -88,20 +88,18 @@ def make_train_step(
             keys = jax.random.split(key, grad_accum_steps)
             grads, batch_stats, metrics = _accumulate(gradients, state["params"], state["batch_stats"], (parts, keys))
         with jax.named_scope("optimizer"):
-            updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
-            norm = optax.tree.norm(grads)
+            norm = global_norm(grads)
             finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
             skipped = (~finite).astype(jnp.float32)
-            params = _keep_unless(finite, optax.apply_updates(state["params"], updates), state["params"])
-            # What reads the old moments runs before they are overwritten: else XLA for CPUs copies them first.
-            params, finite = computed_once((params, finite))
+            updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"], norm=norm, finite=finite)
+            params = keep_unless(finite, optax.apply_updates(state["params"], updates), state["params"])
+            params = computed_once(params)  # for the moving average, too
             moved = {
                 "batch_stats": batch_stats,
-                "opt_state": opt_state,
                 "ema": update_ema(state["ema"], {"params": params, "batch_stats": batch_stats}, ema_decay),
             }
-            kept = _keep_unless(finite, moved, {name: state[name] for name in moved})
-            state = {"step": state["step"] + 1, "params": params, **kept}
+            kept = keep_unless(finite, moved, {name: state[name] for name in moved})
+            state = {"step": state["step"] + 1, "params": params, "opt_state": opt_state, **kept}
             return state, metrics | {"grad_norm": norm, "skipped": skipped} | stop
 
     return train_step
@@ -134,15 +132,6 @@ def make_predict_step(
         return task.predict(nnx.merge(graph, params, weights["batch_stats"]), batch) | stop
 
     return predict_step
-
-
-def _keep_unless(finite: Array, moved: Tree, state: Tree) -> Tree:
-    """`moved` where `finite`, else `state` but for the optimiser's count of steps for the learning rate."""
-
-    def choose(new: Any, old: Any) -> Any:
-        return new if isinstance(new, optax.ScaleByScheduleState) else jnp.where(finite, new, old)
-
-    return jax.tree.map(choose, moved, state, is_leaf=lambda node: isinstance(node, optax.ScaleByScheduleState))
 
 
 def take_stop(batch: Batch) -> tuple[dict[str, Array], dict[str, Array]]:
