@@ -53,7 +53,7 @@ def computed_once(x: Arrays) -> Arrays:
 
 
 def sum_rows(x: Outputs) -> Bias:
-    """Over all axes but the last."""
+    """Over all axes but the last, in float32."""
     rows = x.reshape(-1, x.shape[-1])
     return by_platform("sums", overrides(), {"reduction": _sum, "by_parts": _sum_by_parts}, rows)
 
@@ -66,7 +66,9 @@ def sum_by_parts(arrays: list[Rows]) -> list[Row]:
     """
     while (rows := len(arrays[0])) > 1:
         parts = max(number for number in range(1, MOST_PARTS + 1) if rows % number == 0)
-        parts = rows if parts == 1 else parts  # of a prime number
+        if parts == 1:  # of a prime number: filled up with zeros
+            parts, missing = MOST_PARTS, -rows % MOST_PARTS
+            arrays = [jnp.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) for array in arrays]
         arrays = computed_once([_add(array.reshape(parts, -1, *array.shape[1:])) for array in arrays])
     return [array[0] for array in arrays]
 
@@ -84,4 +86,4 @@ def _sum(rows: Float[Array, "rows outputs"]) -> Bias:
 
 
 def _sum_by_parts(rows: Float[Array, "rows outputs"]) -> Bias:
-    return sum_by_parts([rows])[0]
+    return sum_by_parts([rows.astype(jnp.float32)])[0].astype(rows.dtype)

@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from rmt_jax.ops import formulations, layer_norm, linear, residual_layer_norm
+from rmt_jax.ops.linear import sum_by_parts, sum_rows
 from tests.ops.devices import per_device
 
 EPSILON = 1e-3
@@ -77,6 +78,21 @@ def relative_error(found: jax.Array, expected: jax.Array) -> float:
 
 
 @pytest.mark.usefixtures("by_triton")
+@pytest.mark.parametrize("rows", [1, 2, 13, 392, 2 * 1009])
+def test_sums_by_parts(rows: int) -> None:
+    x = np.random.default_rng(0).standard_normal((2, rows, 3, 5), dtype=np.float32)
+    for found, array in zip(jax.jit(sum_by_parts)(list(jnp.asarray(x))), x, strict=True):
+        np.testing.assert_allclose(found, array.sum(axis=0, dtype=np.float64), rtol=1e-5, atol=1e-5)
+
+
+def test_sums_of_bfloat16_are_added_up_in_float32() -> None:
+    x = jnp.full((4000, 8), 1 / 3, jnp.bfloat16)
+    with formulations.asking(sums="by_parts"):
+        found = jax.jit(sum_rows)(x)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(jnp.float32), 4000 * float(x[0, 0]), rtol=2**-8)
+
+
 @pytest.mark.parametrize("case", ["LayerNorm", "LayerNorm and its input"])
 @pytest.mark.parametrize("shape", [(1, 3), (7, 64), (2, 13, 5, 80), (3, 9, 9, 512), (1, 1, 2500), (9000, 16)])
 def test_the_kernel_for_gpus_gives_the_plain_gradients(case: str, shape: tuple[int, ...]) -> None:

@@ -80,7 +80,7 @@ def test_many_channels_and_positions(channels: int) -> None:
 
 @pytest.mark.parametrize(("batch", "size"), [(1, (1, 4)), (1, (7, 3)), (1, (11, 2)), (3, (5, 5)), (2, (28, 2))])
 def test_gradients_of_any_number_of_rows(batch: int, size: tuple[int, int]) -> None:
-    """Which CPUs add up in as many parts as divide them: 1, 7, 1, 5 and 8."""
+    """Which CPUs add up in as many parts as divide them: 1, 7, 8 of 11 filled up, 5 and 8."""
     arguments = arrays(size, (3, 3), batch=batch)
     (_, ours), (_, expected) = (
         jax.jit(functools.partial(forward_and_backward, f))(*arguments) for f in (depthwise_conv2d, specification)
