@@ -19,8 +19,8 @@ FORMULATIONS: Mapping[str, Mapping[str, str]] = {
     # Columns of query and key weights from pairs to halves: slices with strides put side by side, or a transpose, with
     # which TPUs need less memory.
     "halves": {"tpu": "transpose", "default": "strides"},
-    # Sums over pictures and positions in gradients: one reduction, or parts of the maps added up and a product with
-    # ones, which XLA's CPU backend does 20 times faster.
+    # Sums over pictures and positions in gradients: one reduction, or parts of the maps added up over and over,
+    # which XLA's CPU backend does 20 times faster.
     "sums": {"cpu": "by_parts", "default": "reduction"},
     # A depthwise convolution: products with every tap's view of the map added up, XLA's grouped convolution (cuDNN's on
     # GPUs), or Pallas kernels by Triton.

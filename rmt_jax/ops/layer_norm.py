@@ -20,7 +20,7 @@ def layer_norm(x: Inputs, scale: Channels, bias: Channels, epsilon: float, dtype
     """(x - mean) / sqrt(var + epsilon) * scale + bias over the channels, computed in float32, as `dtype`.
 
     In two passes: E[x^2] - E[x]^2 fails for large means. The gradients are the usual ones; as in `linear`, what comes
-    back is computed once on a CPU, and summed by a product with ones.
+    back is computed once on a CPU, and summed in parts.
     """
     return residual_layer_norm(x, scale, bias, epsilon, dtype)[1]
 

@@ -8,15 +8,15 @@ import platform
 
 import jax
 
-# Of glibc's malloc.h: how much free memory at the end of the heap goes back to the system, how many blocks may be taken
-# from it by themselves, how many heaps there may be.
+# Of glibc's malloc.h: how much memory has to be free at the end of a heap to go back to the system, how many blocks may
+# come from the system by themselves, how many heaps there may be.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 _kept = False
 
 
-def keep_freed_memory() -> bool:
-    """Keep it where jax computes on CPUs and the C library is glibc; whether it is kept.
+def keep_freed_memory() -> None:
+    """Keep it where jax computes on CPUs and the C library is glibc.
 
     XLA takes the temporaries of a CPU program as one block and frees it when the program has run. glibc gives a block
     of that size back to the system, so every training step starts with memory that the system has to fill with zeros,
@@ -28,7 +28,6 @@ def keep_freed_memory() -> bool:
     if not _kept and _computes_on_cpus() and platform.libc_ver()[0] == "glibc" and not _asked_otherwise():
         mallopt = ctypes.CDLL(None).mallopt
         _kept = all([mallopt(_M_MMAP_MAX, 0), mallopt(_M_TRIM_THRESHOLD, -1), mallopt(_M_ARENA_MAX, 1)])
-    return _kept
 
 
 def describe_memory() -> str:

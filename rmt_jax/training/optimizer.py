@@ -142,8 +142,7 @@ def _clip(max_norm: float) -> optax.GradientTransformationExtraArgs:
 def _scale_by_adam(beta1: float, beta2: float, epsilon: float) -> optax.GradientTransformationExtraArgs:
     """As optax.scale_by_adam, but that its state stays as it is where a step is not `finite`.
 
-    Of the state that it returns that could be decided as well, but then moments would be computed twice, for the state
-    and for the updates, or kept in between.
+    Decided of the state that optax returns, the moments would be computed twice, for the state and for the updates.
     """
 
     def update(
