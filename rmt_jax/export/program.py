@@ -140,6 +140,7 @@ def _forward(weights: Weights, settings: Settings, depthwise: str) -> Callable[[
             images = normalize(images, preprocessing.mean, preprocessing.std)
         # Formulations that every platform has: kernels are for the one that they are written for.
         common = {"retention": "at_once", "ffn": "layers", "blocks": "all_pictures", "reuse": "by_compiler"}
+        common |= {"block_calls": "inlined"}
         with formulations.asking("cpu", depthwise=depthwise, **common):
             found = nnx.merge(graph, arrays)(images)
         return tuple(x.astype(jnp.float32) for x in (found if isinstance(found, tuple) else (found,)))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Float, Key
 
 from rmt_jax.models.layers import LINEAR, RETAINED, Map, drop_path
@@ -42,6 +43,9 @@ class Pictures(NamedTuple):
 
 # Blocks on pictures: (pictures, weights of each block, what makes a block's whole) -> maps.
 Run = Callable[[Pictures, list[Any], Gather], Map]
+
+# One block: (maps, weights, drop path's factors) -> maps.
+Block = Callable[[Map, Any, Float[Array, "branches=2 batch"] | None], Map]
 
 # Where pictures are split over devices: the same with each device's own, put together. No compiler can split a kernel.
 PerDevice = Callable[[Run, Pictures, list[Any]], Map]
@@ -95,8 +99,9 @@ def run_blocks(
         if scan and len(weights) > 1:
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *weights)
             return jax.lax.scan(lambda x, inputs: (block(x, *inputs), None), x, (stacked, keep))[0]
+        call = _callable_often(block)
         for index, of_block in enumerate(weights):
-            x = block(x, of_block, None if keep is None else keep[index])
+            x = call(x, of_block, None if keep is None else keep[index])
         return x
 
     def run_in_parts(pictures: Pictures, weights: list[Any], gather: Gather) -> Map:
@@ -107,6 +112,23 @@ def run_blocks(
     if per_device is None:
         return run_in_parts(pictures, weights, lambda whole: whole)
     return per_device(run_in_parts, pictures, weights)
+
+
+def _callable_often(block: Block) -> Block:
+    """The same, traced once for all calls. Where XLA is to keep the calls, it compiles one block's loops for all."""
+    if formulations.chosen_here("block_calls") == "inlined":
+        return jax.jit(block)
+
+    @jax.jit
+    def body(x: Map, weights: Any, keep: Array | None) -> Map:
+        with set_xla_metadata(inlineable="true"):  # what is called in there: the functions of jax.numpy
+            return block(x, weights, keep)
+
+    def call(x: Map, weights: Any, keep: Array | None) -> Map:
+        with set_xla_metadata(inlineable="false"):
+            return body(x, weights, keep)
+
+    return call
 
 
 def pictures_at_a_time(x: Map) -> int | None:

@@ -15,8 +15,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from rmt_jax.ops.formulations import by_platform, chosen_here, overrides
-from rmt_jax.ops.linear import computed_once, sum_by_parts, sum_rows
+from rmt_jax.ops.formulations import chosen_here
+from rmt_jax.ops.linear import add_parts, computed_once, sum_by_parts, sum_rows
 from rmt_jax.ops.triton_depthwise import triton_depthwise, triton_depthwise_gradients
 
 Map = Float[Array, "batch height width channels"]
@@ -64,20 +64,15 @@ def _backward(residual: bool, saved: tuple[Map, Kernel, Bias], dy: Map) -> tuple
         "triton": triton_depthwise_gradients,
     }
     rows, columns = kernel.shape[:2]
-    dkernel, dbias = gradients[_chosen()](x, dy, (rows, columns))
+    dkernel, dbias = gradients[chosen_here("depthwise")](x, dy, (rows, columns))
     return dx, dkernel.astype(kernel.dtype), dbias.astype(bias.dtype)
 
 
 _depthwise.defvjp(_forward, _backward)
 
 
-def _chosen() -> str:
-    # When it is traced: of all in one program, the others' operations would be counted too.
-    return chosen_here("depthwise")
-
-
 def _convolved(residual: bool, x: Map, kernel: Kernel, bias: Bias) -> Map:
-    formulation = _chosen()
+    formulation = chosen_here("depthwise")
     if formulation == "convolution":
         y = _grouped_convolution(x, kernel) + bias.astype(x.dtype)
         return x + y if residual else y
@@ -126,8 +121,7 @@ def _windows(x: Array, kernel_size: tuple[int, int]) -> list[tuple[int, int, Arr
 def _shifted_gradients(x: Map, dy: Map, kernel_size: tuple[int, int]) -> tuple[Kernel, Bias]:
     """Of kernel and bias."""
     sums = {"reduction": _tap_sums, "by_parts": _tap_sums_by_parts}
-    of_size = {name: functools.partial(function, kernel_size) for name, function in sums.items()}
-    taps = by_platform("sums", overrides(), of_size, x, dy)
+    taps = sums[chosen_here("sums")](kernel_size, x, dy)
     return taps.reshape(*kernel_size, 1, -1), sum_rows(dy)
 
 
@@ -148,6 +142,6 @@ def _tap_sums(kernel_size: tuple[int, int], x: Map, dy: Map) -> Taps:
 
 def _tap_sums_by_parts(kernel_size: tuple[int, int], x: Map, dy: Map) -> Taps:
     """The same for CPUs. Where the batch is split over devices, whole maps travel between them: not for TPUs."""
-    products = _tap_products(kernel_size, x, dy)
-    rows = sum_by_parts([product.reshape(-1, *product.shape[2:]) for product in products])
-    return sum_by_parts([jnp.stack(rows, axis=1)])[0]
+    taps = [product.reshape(-1, *product.shape[2:]) for product in _tap_products(kernel_size, x, dy)]
+    few = jnp.stack(add_parts(add_parts(taps)), axis=2)
+    return sum_by_parts(few.reshape(-1, *few.shape[2:]))

@@ -3,8 +3,8 @@
 import contextlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import jax
 from jax.sharding import AxisType
@@ -32,6 +32,9 @@ FORMULATIONS: Mapping[str, Mapping[str, str]] = {
     # The blocks of a stage: every block on all pictures, or all blocks on a few pictures at a time, so that what they
     # compute stays in a CPU's cache.
     "blocks": {"cpu": "few_pictures", "default": "all_pictures"},
+    # The blocks of a stage, which are one program: called for each of them, so that XLA compiles it once, or put in
+    # where they are.
+    "block_calls": {"cpu": "called", "default": "inlined"},
     # What is used several times: behind an optimization barrier, or left to XLA, which on CPUs would compute it again
     # for each.
     "reuse": {"cpu": "barrier", "default": "by_compiler"},
@@ -44,6 +47,7 @@ _CHOICES: Mapping[str, frozenset[str]] = {
     "layer_norm": frozenset({"plain", "triton"}),
     "ffn": frozenset({"kernel", "layers"}),
     "blocks": frozenset({"few_pictures", "all_pictures"}),
+    "block_calls": frozenset({"called", "inlined"}),
     "reuse": frozenset({"barrier", "by_compiler"}),
 }
 # What stands in for Triton where it is not to be had, and for all that works on the pictures of one device where the
@@ -56,8 +60,8 @@ _IN_PLACE_OF: Mapping[tuple[str, str], str] = {
     ("layer_norm", "triton"): "plain",
     ("ffn", "kernel"): "layers",
     ("blocks", "few_pictures"): "all_pictures",
+    ("block_calls", "called"): "inlined",
 }
-_LOWERED_AS: Mapping[str, tuple[str, ...]] = {"gpu": ("cuda", "rocm")}
 
 Overrides = tuple[tuple[str, str], ...]  # (operation, formulation)
 
@@ -141,10 +145,18 @@ def _triton_works() -> bool:
 
 
 def chosen_here(operation: str) -> str:
-    """The formulation of an operation in what is being traced, for choices that `by_platform` cannot make: of programs
-    that keep different things for the backward pass, or whose operations would be counted along with the others'.
+    """The formulation of an operation in what is being traced.
+
+    Where no program asks for a platform, that of `jax.default_device` counts, or else the default backend's.
     """
-    return chosen(operation, _ASKED.value.platform or jax.default_backend())
+    return chosen(operation, _ASKED.value.platform or _default_platform())
+
+
+def _default_platform() -> str:
+    device = jax.config.jax_default_device
+    if device is None:
+        return jax.default_backend()
+    return device if isinstance(device, str) else str(device.platform)
 
 
 def describe(platform: str) -> str:
@@ -152,28 +164,3 @@ def describe(platform: str) -> str:
     asked = os.environ.get(ENVIRONMENT_VARIABLE)
     choices = ", ".join(f"{operation} {chosen(operation, platform)}" for operation in FORMULATIONS)
     return f"{choices} ({ENVIRONMENT_VARIABLE}={asked})" if asked else choices
-
-
-def by_platform(
-    operation: str, asked: Overrides, formulations: Mapping[str, Callable[..., Any]], *arguments: Any
-) -> Any:
-    """Apply the formulation of the platform that the program is compiled for, which may be several in one program.
-
-    Args:
-        operation: of the table.
-        asked: what `overrides` gives.
-        formulations: functions of the same arguments and results.
-        *arguments: arrays.
-    """
-    if operation in dict(asked):
-        return formulations[_where_split(operation, dict(asked)[operation])](*arguments)
-    choices = {platform: formulations[_of_table(operation, platform)] for platform in FORMULATIONS[operation]}
-    default = choices.pop("default")
-    # Each is traced: only what differs.
-    named = {
-        name: function
-        for platform, function in choices.items()
-        if function is not default
-        for name in _LOWERED_AS.get(platform, (platform,))
-    }
-    return jax.lax.platform_dependent(*arguments, default=default, **named) if named else default(*arguments)

@@ -8,8 +8,6 @@ Axes: batch, height, width, channels = heads * dim.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +15,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from rmt_jax.ops import formulations
 from rmt_jax.ops.canvas import Valid
-from rmt_jax.ops.formulations import Overrides, by_platform
+from rmt_jax.ops.formulations import chosen_here
 from rmt_jax.ops.linear import computed_once
 from rmt_jax.ops.pallas_retention import fits, fused_retention_backward, fused_retention_forward
 from rmt_jax.ops.retention import (
@@ -111,7 +108,7 @@ def _axis_decay(length: int, log_rates: Float[np.ndarray, " heads"], valid: Vali
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _masa(heads: Heads, q: Map, k: Map, v: Map, valid: Valid | None) -> Map:
-    return _result(heads, formulations.overrides(), q, k, v, valid)
+    return _result(heads, _formulation(heads, q, valid), q, k, v, valid)
 
 
 def _forward(heads: Heads, q: Map, k: Map, v: Map, valid: Valid | None) -> tuple[Map, Saved]:
@@ -119,7 +116,8 @@ def _forward(heads: Heads, q: Map, k: Map, v: Map, valid: Valid | None) -> tuple
 
 
 def _backward(heads: Heads, saved: Saved, dout: Map) -> tuple[Map, Map, Map, None]:
-    return *_gradients(heads, formulations.overrides(), *saved, dout), None
+    q, _, _, valid = saved
+    return *_gradients(heads, _formulation(heads, q, valid), *saved, dout), None
 
 
 _masa.defvjp(_forward, _backward)
@@ -127,46 +125,35 @@ _masa.defvjp(_forward, _backward)
 
 # Compiled with what calls them; jitted so that the blocks of a stage trace them, kernels above all, once.
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _result(heads: Heads, overrides: Overrides, q: Map, k: Map, v: Map, valid: Valid | None) -> Map:
-    def triton(q: Map, k: Map, v: Map) -> Map:
+def _result(heads: Heads, formulation: str, q: Map, k: Map, v: Map, valid: Valid | None) -> Map:
+    if formulation == "kernel":
+        return fused_retention_forward(heads, q, k, v)
+    if formulation == "triton":
         q, k = (x.astype(v.dtype) for x in _prepared_exactly(heads, q, k))
         return triton_retention(heads, q, k, v)
-
-    at_once = functools.partial(attend, heads=heads, valid=valid)
-    kernel = functools.partial(fused_retention_forward, heads)
-    return by_platform("retention", overrides, _fitting(heads, q, valid, at_once, kernel, triton), q, k, v)
+    return attend(q, k, v, heads, valid)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _gradients(
-    heads: Heads, overrides: Overrides, q: Map, k: Map, v: Map, valid: Valid | None, dout: Map
+    heads: Heads, formulation: str, q: Map, k: Map, v: Map, valid: Valid | None, dout: Map
 ) -> tuple[Map, Map, Map]:
-    def at_once(q: Map, k: Map, v: Map, dout: Map) -> tuple[Map, Map, Map]:
-        q, k, v, dout = computed_once((q, k, v, dout))
-        return jax.vjp(functools.partial(attend, heads=heads, valid=valid), q, k, v)[1](dout)
-
-    def triton(q: Map, k: Map, v: Map, dout: Map) -> tuple[Map, Map, Map]:
+    if formulation == "kernel":
+        return fused_retention_backward(heads, q, k, v, dout)
+    if formulation == "triton":
         prepared, back = jax.vjp(functools.partial(_prepared_exactly, heads), q, k)
         q, k = (x.astype(v.dtype) for x in prepared)
         dq, dk, dv = triton_retention_gradients(heads, q, k, v, dout)
         return *back((dq, dk)), dv
+    q, k, v, dout = computed_once((q, k, v, dout))
+    return jax.vjp(functools.partial(attend, heads=heads, valid=valid), q, k, v)[1](dout)
 
-    kernel = functools.partial(fused_retention_backward, heads)
-    return by_platform("retention", overrides, _fitting(heads, q, valid, at_once, kernel, triton), q, k, v, dout)
 
-
-def _fitting(
-    heads: Heads,
-    x: Map,
-    valid: Valid | None,
-    at_once: Callable[..., Any],
-    kernel: Callable[..., Any],
-    triton: Callable[..., Any],
-) -> dict[str, Callable[..., Any]]:
-    """The formulations, with all pictures at once in place of kernels that do not fit."""
+def _formulation(heads: Heads, x: Map, valid: Valid | None) -> str:
+    """The platform's, but all pictures at once in place of a kernel that does not fit."""
+    choice = chosen_here("retention")
     _, height, width, channels = x.shape
-
-    def where(fit: Callable[..., bool], function: Callable[..., Any]) -> Callable[..., Any]:
-        return function if valid is None and fit(height, width, channels, x.dtype, heads) else at_once
-
-    return {"at_once": at_once, "kernel": where(fits, kernel), "triton": where(triton_fits, triton)}
+    fit = {"kernel": fits, "triton": triton_fits}.get(choice)
+    if fit is None or (valid is None and fit(height, width, channels, x.dtype, heads)):
+        return choice
+    return "at_once"

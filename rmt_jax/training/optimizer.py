@@ -152,9 +152,9 @@ def _scale_by_adam(beta1: float, beta2: float, epsilon: float) -> optax.Gradient
         nu = optax.tree.update_moment_per_elem_norm(grads, state.nu, beta2, 2)
         moved = optax.ScaleByAdamState(optax.safe_increment(state.count), mu, nu)
         moved = computed_once(keep_unless(finite, moved, state))
-        mu = optax.tree.bias_correction(moved.mu, beta1, moved.count)
-        nu = optax.tree.bias_correction(moved.nu, beta2, moved.count)
-        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), mu, nu), moved
+        first, second = computed_once((1 - beta1**moved.count, 1 - beta2**moved.count))
+        corrected = jax.tree.map(lambda m, v: (m / first) / (jnp.sqrt(v / second) + epsilon), moved.mu, moved.nu)
+        return corrected, moved
 
     return optax.GradientTransformationExtraArgs(optax.scale_by_adam(beta1, beta2, epsilon).init, update)
 

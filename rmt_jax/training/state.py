@@ -89,7 +89,7 @@ def make_train_step(
             grads, batch_stats, metrics = _accumulate(gradients, state["params"], state["batch_stats"], (parts, keys))
         with jax.named_scope("optimizer"):
             norm = global_norm(grads)
-            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+            finite = computed_once(jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm))
             skipped = (~finite).astype(jnp.float32)
             updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"], norm=norm, finite=finite)
             params = keep_unless(finite, optax.apply_updates(state["params"], updates), state["params"])

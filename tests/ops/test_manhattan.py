@@ -80,29 +80,39 @@ def test_logits_of_a_detectors_map_are_never_all_there(canvas: bool) -> None:
     assert memory.temp_size_in_bytes < 260e6
 
 
+def kernels(x: jax.ShapeDtypeStruct, platform: str) -> int:
+    """How many a program of retention and its gradients has."""
+    with formulations.asking(platform):
+        traced = with_gradients(ours(heads_of(4, False))).trace(x, x, x, x)
+    return traced.lower(lowering_platforms=(platform,)).as_text().count("tpu_custom_call")
+
+
 def test_each_platform_gets_its_formulation() -> None:
-    arguments = [jax.ShapeDtypeStruct((2, 56, 56, 64), jnp.bfloat16)] * 4
-    traced = with_gradients(ours(heads_of(4, False))).trace(*arguments)
-    texts = {platform: traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "cuda", "tpu")}
-    assert {name: text.count("tpu_custom_call") for name, text in texts.items()} == {"cpu": 0, "cuda": 0, "tpu": 2}
+    x = jax.ShapeDtypeStruct((2, 56, 56, 64), jnp.bfloat16)
+    assert {platform: kernels(x, platform) for platform in ("cpu", "tpu")} == {"cpu": 0, "tpu": 2}
 
 
 def test_a_map_of_a_detector_needs_no_kernel() -> None:
-    x = jax.ShapeDtypeStruct((2, 200, 336, 64), jnp.bfloat16)
-    traced = jax.jit(ours(heads_of(4, False))).trace(x, x, x)
-    assert "tpu_custom_call" not in traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert kernels(jax.ShapeDtypeStruct((2, 200, 336, 64), jnp.bfloat16), "tpu") == 0
+
+
+def test_the_default_device_decides_where_nothing_asks() -> None:
+    assert formulations.chosen_here("ffn") == "layers"
+    with jax.default_device("tpu"):
+        assert formulations.chosen_here("ffn") == "kernel"
+        with formulations.asking("cpu"):
+            assert formulations.chosen_here("ffn") == "layers"
+    with jax.default_device(jax.devices("cpu")[0]):
+        assert formulations.chosen_here("ffn") == "layers"
 
 
 def test_the_environment_decides_for_every_platform(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(formulations.ENVIRONMENT_VARIABLE, "retention=at_once, sums=reduction")
     x = jax.ShapeDtypeStruct((2, 56, 56, 64), jnp.bfloat16)
-    traced = jax.jit(ours(heads_of(4, False))).trace(x, x, x)
-    for platform in ("cpu", "tpu"):
-        text = traced.lower(lowering_platforms=(platform,)).as_text()
-        assert "tpu_custom_call" not in text
+    assert [kernels(x, platform) for platform in ("cpu", "tpu")] == [0, 0]
     choices = (
         "retention at_once, halves strides, sums reduction, "
-        "depthwise shifts, layer_norm plain, ffn layers, blocks few_pictures, reuse barrier"
+        "depthwise shifts, layer_norm plain, ffn layers, blocks few_pictures, block_calls called, reuse barrier"
     )
     assert formulations.describe("cpu") == f"{choices} (RMT_JAX_FORMULATIONS=retention=at_once, sums=reduction)"
 
@@ -151,7 +161,7 @@ def test_a_function_is_traced_anew_for_another_formulation() -> None:
         (
             "cpu",
             "retention at_once, halves strides, sums by_parts, "
-            "depthwise shifts, layer_norm plain, ffn layers, blocks few_pictures, reuse barrier",
+            "depthwise shifts, layer_norm plain, ffn layers, blocks few_pictures, block_calls called, reuse barrier",
         ),
         (
             "gpu",
