@@ -99,7 +99,7 @@ def run_blocks(
         if scan and len(weights) > 1:
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *weights)
             return jax.lax.scan(lambda x, inputs: (block(x, *inputs), None), x, (stacked, keep))[0]
-        call = _callable_often(block)
+        call = _traced_once(block) if _is_staged() else block
         for index, of_block in enumerate(weights):
             x = call(x, of_block, None if keep is None else keep[index])
         return x
@@ -114,7 +114,12 @@ def run_blocks(
     return per_device(run_in_parts, pictures, weights)
 
 
-def _callable_often(block: Block) -> Block:
+def _is_staged() -> bool:
+    """Whether what runs now is traced to be compiled, and not computed at once, one operation after the other."""
+    return isinstance(jnp.zeros(()), jax.core.Tracer)
+
+
+def _traced_once(block: Block) -> Block:
     """The same, traced once for all calls. Where XLA is to keep the calls, it compiles one block's loops for all."""
     if formulations.chosen_here("block_calls") == "inlined":
         return jax.jit(block)

@@ -153,7 +153,7 @@ def chosen_here(operation: str) -> str:
 
 
 def _default_platform() -> str:
-    device = jax.config.jax_default_device
+    device = jax.config.jax_default_device  # type: ignore[attr-defined]  # set when jax is imported
     if device is None:
         return jax.default_backend()
     return device if isinstance(device, str) else str(device.platform)

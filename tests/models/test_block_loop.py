@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from rmt_jax.models import block_loop
+from rmt_jax.models.block import Block
 from rmt_jax.models.block_loop import PerDevice, Pictures, Remat, Run
 from rmt_jax.models.rmt import Stage
 from rmt_jax.ops import clear, formulations
@@ -85,6 +86,41 @@ def test_block_loop_run_with_what_the_gather_gives(scan: bool) -> None:
     ours = jax.jit(lambda params: nnx.merge(graph, params, stats, copy=True)(x))(params)
     expected = jax.jit(lambda params: nnx.merge(plain, double(params), stats, copy=True)(x))(params)
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("choice", "calls"), [("called", 6), ("inlined", 0)])
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_calls_of_one_program_are_kept_where_asked_for(remat: Remat, choice: str, calls: int) -> None:
+    """For three blocks forward and back, and not of what they call. The numbers are those of `loss_and_gradients`."""
+    graph, params, stats = arrays(stage(remat, scan=False))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((6, 4, 5, 8)), jnp.float32)
+
+    def loss(params: Tree, keys: jax.Array) -> jax.Array:
+        return jnp.square(nnx.merge(graph, params, stats, copy=True)(x, keys)).mean()
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    with formulations.asking("cpu", block_calls=choice):
+        program = jax.jit(jax.value_and_grad(loss)).lower(params, keys).compile()
+    kept = [line for line in program.as_text().splitlines() if " call(" in line and 'inlineable="false"' in line]
+    assert len(kept) == calls
+    expected = loss_and_gradients("none", False)
+    for ours, theirs in zip(*map(jax.tree.leaves, (program(params, keys), expected)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6 * np.abs(theirs).max())
+
+
+def test_traced_once_for_all_blocks_but_where_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = []
+    original = Block.__call__
+    monkeypatch.setattr(Block, "__call__", lambda self, *given: (traced.append(self), original(self, *given))[1])
+    graph, params, stats = arrays(stage("none", scan=False))
+
+    def run(params: Tree) -> jax.Array:
+        return nnx.merge(graph, params, stats, copy=True)(jnp.ones((1, 4, 5, 8))).sum()
+
+    for function, count in [(jax.jit(run), 1), (jax.jit(jax.grad(run)), 1), (run, 3), (jax.grad(run), 3)]:
+        traced.clear()
+        function(params)
+        assert len(traced) == count
 
 
 @pytest.fixture

@@ -156,7 +156,8 @@ def test_a_function_is_traced_anew_for_another_formulation() -> None:
         (
             "tpu",
             "retention kernel, halves transpose, sums reduction, "
-            "depthwise shifts, layer_norm plain, ffn kernel, blocks all_pictures, reuse by_compiler",
+            "depthwise shifts, layer_norm plain, ffn kernel, blocks all_pictures, block_calls inlined, "
+            "reuse by_compiler",
         ),
         (
             "cpu",
@@ -166,7 +167,8 @@ def test_a_function_is_traced_anew_for_another_formulation() -> None:
         (
             "gpu",
             "retention triton, halves strides, sums reduction, "
-            "depthwise triton, layer_norm triton, ffn layers, blocks all_pictures, reuse by_compiler",
+            "depthwise triton, layer_norm triton, ffn layers, blocks all_pictures, block_calls inlined, "
+            "reuse by_compiler",
         ),
     ],
 )
