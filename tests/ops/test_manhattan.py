@@ -106,6 +106,14 @@ def test_the_default_device_decides_where_nothing_asks() -> None:
         assert formulations.chosen_here("ffn") == "layers"
 
 
+def test_no_block_is_called_that_has_grouped_convolutions() -> None:
+    assert formulations.chosen("block_calls", "cpu") == "called"
+    with formulations.asking(depthwise="convolution"):
+        assert formulations.chosen("block_calls", "cpu") == "inlined"
+    with formulations.asking(depthwise="convolution", block_calls="called"):
+        assert "block_calls inlined" in formulations.describe("cpu")
+
+
 def test_the_environment_decides_for_every_platform(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(formulations.ENVIRONMENT_VARIABLE, "retention=at_once, sums=reduction")
     x = jax.ShapeDtypeStruct((2, 56, 56, 64), jnp.bfloat16)
