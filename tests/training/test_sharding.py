@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from rmt_jax.models import Remat, abstract_model, block_loop, create_model
-from rmt_jax.ops import clear
+from rmt_jax.ops import clear, formulations
 from rmt_jax.training.chips import open_topology
 from rmt_jax.training.config import Config, parse
 from rmt_jax.training.describe import describe_placement
@@ -159,7 +159,7 @@ def test_a_model_kept_to_its_devices_compiles_for_several_tpus() -> None:
         weights = nnx.to_pure_dict(state)
         whole = with_sharding(weights, jax.tree.map(lambda _: replicated(mesh), weights))
         images = jax.ShapeDtypeStruct((4, 64, 64, 3), jnp.bfloat16, sharding=batch_sharding(mesh))
-        with jax.set_mesh(mesh):
+        with jax.set_mesh(mesh), formulations.asking("tpu"):
             return jax.jit(lambda state, images: nnx.merge(graph, state)(images)).lower(whole, images)
 
     assert "tpu_custom_call" not in lowered().as_text()
