@@ -20,6 +20,7 @@ from rmt_jax.models import Backbone, DenseOutputs, MaskRCNN, RetinaNet, abstract
 from rmt_jax.ops import Proposals, decode_boxes, evenly
 from rmt_jax.tasks import Detection, DetectionConfig, detection
 from rmt_jax.training.state import split_model
+from tests.compilation import IN_FULL
 from tests.golden import golden
 from tests.parity import GRADIENT_TOLERANCE, OUTPUT_TOLERANCE, Row, images, print_table, relative_error
 from tests.parity_segmentation import Sides, meta, relus_taking, row
@@ -218,7 +219,8 @@ def loss_rows(fixture: str) -> Iterator[Row]:
         mock.patch.object(detection, "proposals_of", recorded_proposals),
         relus_taking(SIDES.get(fixture, {})),
     ):
-        grads, losses = jax.jit(jax.grad(loss_fn, has_aux=True))(params, statistics, batch)
+        gradients = jax.jit(jax.grad(loss_fn, has_aux=True), compiler_options=IN_FULL)
+        grads, losses = gradients(params, statistics, batch)
     losses["total"] = losses.pop("loss")
     recorded = {name for name in about["outputs"] if name.startswith("loss_") or name == "total"}
     if losses.keys() != recorded:

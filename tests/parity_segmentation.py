@@ -23,6 +23,7 @@ from rmt_jax.tasks import SegmentationConfig
 from rmt_jax.tasks.iou import IGNORE_LABEL
 from rmt_jax.tasks.segmentation import pixel_loss
 from rmt_jax.training.state import split_model
+from tests.compilation import IN_FULL
 from tests.golden import golden
 from tests.parity import GRADIENT_TOLERANCE, OUTPUT_TOLERANCE, Row, images, print_table, relative_error
 
@@ -170,7 +171,8 @@ def loss_rows(fixture: str) -> Iterator[Row]:
 
     with relus_taking(SIDES.get(fixture, {})):
         pictures = images(about["seed"], about["input_shape"])
-        grads, outputs = jax.jit(jax.grad(loss_fn, has_aux=True))(params, statistics, pictures)
+        gradients = jax.jit(jax.grad(loss_fn, has_aux=True), compiler_options=IN_FULL)
+        grads, outputs = gradients(params, statistics, pictures)
     if outputs.keys() != about["outputs"].keys():
         raise ValueError(f"other losses: {outputs.keys() ^ about['outputs'].keys()}")
     for name, output in outputs.items():
