@@ -99,7 +99,7 @@ def test_calls_of_one_program_are_kept_where_asked_for(remat: Remat, choice: str
         return jnp.square(nnx.merge(graph, params, stats, copy=True)(x, keys)).mean()
 
     keys = jax.random.split(jax.random.key(0), 3)
-    with formulations.asking("cpu", block_calls=choice):
+    with formulations.asking("cpu", block_calls=choice, depthwise="shifts"):
         program = jax.jit(jax.value_and_grad(loss)).lower(params, keys).compile()
     kept = [line for line in program.as_text().splitlines() if " call(" in line and 'inlineable="false"' in line]
     assert len(kept) == calls
