@@ -69,8 +69,12 @@ def attend(q: Map, k: Map, v: Map, heads: Heads, valid: Valid | None = None) -> 
     if heads.decomposed or large or valid is not None:
         decays = computed_once((_axis_decay(width, log_rates, valid, 1), _axis_decay(height, log_rates, valid, 0)))
         rows = max(1, LOGITS_AT_A_TIME // (len(log_rates) * height * width**2))
-        along_axes = decomposed_retention if heads.decomposed else functools.partial(full_retention_by_rows, rows=rows)
-        y = jax.vmap(along_axes, in_axes=(0, 0, 0, None, None) if valid is None else 0)(q, k, v, *decays)
+        by_rows = jax.vmap(functools.partial(full_retention_by_rows, rows=rows), in_axes=(0, 0, 0, None, None))
+        along_axes = decomposed_retention if heads.decomposed else by_rows
+        if valid is None:
+            y = along_axes(q, k, v, *decays)
+        else:  # decays are a picture's own, so each is a batch of one
+            y = jax.vmap(along_axes)(q[:, None], k[:, None], v[:, None], *decays)
     else:
         decay = computed_once(manhattan_decay(height, width, log_rates))
         y = jax.vmap(full_retention, in_axes=(0, 0, 0, None))(q, k, v, decay)

@@ -14,9 +14,20 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from rmt_jax.ops.formulations import chosen_here
+from rmt_jax.ops.linear import computed_once
 
+Queries = Float[Array, "queries dim"]
+Keys = Float[Array, "length dim"]
+Values = Float[Array, "length value_dim"]
+Weighted = Float[Array, "queries value_dim"]
+Logits = Float[Array, "queries length"]
+Sums = Float[Array, "queries 1"]
+Maps = Float[Array, "batch height width heads dim"]
 Image = Float[Array, "height width heads dim"]
 Rows = Float[Array, "rows width heads dim"]
+
+# Of more queries, XLA for CPUs adds up products over queries as fast when they are written as they are.
+MOST_QUERIES = 128
 
 
 class Heads(NamedTuple):
@@ -31,12 +42,8 @@ class Heads(NamedTuple):
     decomposed: bool
 
 
-def retention(
-    q: Float[Array, "queries dim"],
-    k: Float[Array, "length dim"],
-    v: Float[Array, "length value_dim"],
-    decay: Float[Array, "queries length"],
-) -> Float[Array, "queries value_dim"]:
+@jax.custom_vjp
+def retention(q: Queries, k: Keys, v: Values, decay: Logits) -> Weighted:
     """softmax(q k^T + decay) v for one head along one axis (paper, section 3.2).
 
     The paper writes softmax(q k^T) * D; with `decay` = log D the two agree once the rows are normalised again, and
@@ -52,10 +59,47 @@ def retention(
     Returns:
         [queries value_dim] in the type of v.
     """
-    logits = jnp.einsum("qd,kd->qk", q, k, preferred_element_type=jnp.float32) + decay
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    weighted = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return (weighted / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
+    return _attend(q, k, v, decay)[0]
+
+
+def _attend(q: Queries, k: Keys, v: Values, decay: Logits) -> tuple[Weighted, Logits, Sums]:
+    """(the result, weights that are not normalised yet, the sums of their rows)."""
+    logits = _product("qd,kd->qk", q, k) + decay
+    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+    sums = weights.sum(axis=-1, keepdims=True)
+    return (_product("qk,kd->qd", weights.astype(v.dtype), v) / sums).astype(v.dtype), weights, sums
+
+
+def _forward(q: Queries, k: Keys, v: Values, decay: Logits) -> tuple[Weighted, tuple[Array, ...]]:
+    result, weights, sums = _attend(q, k, v, decay)
+    weights, sums = computed_once((weights, sums))
+    return result, (q, k, v, result, weights, sums)
+
+
+def _backward(saved: tuple[Array, ...], dresult: Weighted) -> tuple[Queries, Keys, Values, Logits]:
+    q, k, v, result, weights, sums = saved
+    dweighted = dresult.astype(jnp.float32) / sums
+    dsums = -(dweighted * result.astype(jnp.float32)).sum(axis=-1, keepdims=True)
+    dweighted = dweighted.astype(v.dtype)
+    dlogits = computed_once(weights * (_product("qd,kd->qk", dweighted, v) + dsums))
+    rounded = dlogits.astype(v.dtype)
+    dq, dk = _product("qk,kd->qd", rounded, k), _over_queries(rounded, q)
+    dv = _over_queries(weights.astype(v.dtype), dweighted)
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), dlogits
+
+
+retention.defvjp(_forward, _backward)
+
+
+def _product(axes: str, a: Float[Array, "_ _"], b: Float[Array, "_ _"]) -> Float[Array, "_ _"]:
+    return jnp.einsum(axes, a, b, preferred_element_type=jnp.float32)
+
+
+def _over_queries(weights: Logits, x: Float[Array, "queries columns"]) -> Float[Array, "length columns"]:
+    """weights^T x. XLA for CPUs has a library multiply few queries when it is written as (x^T weights)^T."""
+    if len(weights) > MOST_QUERIES:
+        return _product("qk,qd->kd", weights, x)
+    return computed_once(_product("dq,qk->dk", computed_once(x.T), weights)).T
 
 
 def _heads(
@@ -69,22 +113,32 @@ def _heads(
     return jnp.moveaxis(jax.vmap(retention)(q, k, v, decay), 0, 1)
 
 
-_rows = jax.vmap(_heads, in_axes=(0, 0, 0, None))  # along the width, for every row
-_columns = jax.vmap(_heads, in_axes=(1, 1, 1, None), out_axes=1)  # along the height, for every column
+_lines = jax.vmap(_heads, in_axes=(0, 0, 0, None))
 
 
 def decomposed_retention(
-    q: Image,
-    k: Image,
-    v: Image,
+    q: Maps,
+    k: Maps,
+    v: Maps,
     width_decay: Float[Array, "heads width width"],
     height_decay: Float[Array, "heads height height"],
-) -> Image:
+) -> Maps:
     """Retention along the width, then along the height of that result, one softmax an axis (paper, equation 6).
 
     O(tokens ** 1.5) in time and memory.
     """
-    return _columns(q, k, _rows(q, k, v, width_decay), height_decay)
+    y = _along_width(q, k, v, width_decay)
+    return _turned(_along_width(_turned(q), _turned(k), _turned(y), height_decay))
+
+
+def _along_width(q: Maps, k: Maps, v: Maps, decay: Float[Array, "heads width width"]) -> Maps:
+    # The lines of all maps as one axis: XLA's library for CPUs takes longer for products with three leading axes.
+    q, k, lines = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))
+    return _lines(q, k, lines, decay).reshape(v.shape)
+
+
+def _turned(x: Float[Array, "batch height width heads dim"]) -> Float[Array, "batch width height heads dim"]:
+    return jnp.swapaxes(x, 1, 2)
 
 
 def full_retention(q: Image, k: Image, v: Image, decay: Float[Array, "heads tokens tokens"]) -> Image:
