@@ -79,10 +79,11 @@ def _forward(q: Queries, k: Keys, v: Values, decay: Logits) -> tuple[Weighted, t
 def _backward(saved: tuple[Array, ...], dresult: Weighted) -> tuple[Queries, Keys, Values, Logits]:
     q, k, v, result, weights, sums = saved
     dweighted = dresult.astype(jnp.float32) / sums
+    # The result is weighted / sums, so its gradient along sums is -result / sums.
     dsums = -(dweighted * result.astype(jnp.float32)).sum(axis=-1, keepdims=True)
     dweighted = dweighted.astype(v.dtype)
     dlogits = computed_once(weights * (_product("qd,kd->qk", dweighted, v) + dsums))
-    rounded = dlogits.astype(v.dtype)
+    rounded = dlogits.astype(k.dtype)
     dq, dk = _product("qk,kd->qd", rounded, k), _over_queries(rounded, q)
     dv = _over_queries(weights.astype(v.dtype), dweighted)
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), dlogits

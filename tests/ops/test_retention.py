@@ -18,6 +18,7 @@ from rmt_jax.ops import (
     reference,
     retention,
 )
+from rmt_jax.ops.retention import MOST_QUERIES
 from tests.ops import naive
 
 Arrays = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
@@ -109,17 +110,28 @@ def test_output_has_the_type_of_the_values() -> None:
     assert retention(q.astype(jnp.bfloat16), k.astype(jnp.bfloat16), v, decay).dtype == jnp.float32
 
 
-@pytest.mark.parametrize("argument", range(4), ids=NAMES)
-def test_gradient_equals_the_specifications(argument: int) -> None:
-    args = arguments(5, 7, 6, 3, scale=2.0)
-    weights = np.random.default_rng(9).standard_normal((5, 3)).astype(np.float32)
+@pytest.mark.parametrize("queries", [5, MOST_QUERIES + 1])
+def test_gradients_equal_the_specifications(queries: int) -> None:
+    """Of few queries and of many, with a key that is hidden."""
+    q, k, v, decay = arguments(queries, 7, 6, 3, scale=2.0)
+    decay = decay.at[:, 2].set(-jnp.inf)
+    weights = np.random.default_rng(9).standard_normal((queries, 3)).astype(np.float32)
 
-    def gradient(f: Callable[..., jax.Array]) -> jax.Array:
-        return jax.jit(jax.grad(lambda *a: (f(*a) * weights).sum(), argument))(*args)
+    def gradients(f: Callable[..., jax.Array]) -> Arrays:
+        found: Arrays = jax.jit(jax.grad(lambda *a: (f(*a) * weights).sum(), (0, 1, 2, 3)))(q, k, v, decay)
+        return found
 
-    ours, expected = gradient(retention), gradient(reference.retention)
-    assert np.abs(expected).max() > 1e-2
-    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    for name, ours, expected in zip(NAMES, gradients(retention), gradients(reference.retention), strict=True):
+        assert np.abs(expected).max() > 1e-2
+        atol = 1e-5 * np.abs(expected).max()
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=atol, err_msg=name)
+
+
+def test_gradients_have_the_types_of_their_arguments() -> None:
+    q, k, v, decay = arguments(4, 5, 6, 3)
+    q, k = q.astype(jnp.bfloat16), k.astype(jnp.bfloat16)
+    found = jax.grad(lambda *a: retention(*a).sum(), (0, 1, 2, 3))(q, k, v, decay)
+    assert [x.dtype for x in found] == [x.dtype for x in (q, k, v, decay)]
 
 
 def test_gradient_is_finite_for_large_logits() -> None:
@@ -140,10 +152,12 @@ SIZES = [(3, 4), (4, 3), (1, 5), (5, 1), (1, 1)]
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_decomposed_is_the_loop_along_width_then_height(height: int, width: int) -> None:
-    q, k, v = images(height, width)
+    batch = [images(height, width, seed=seed) for seed in range(2)]
     rates = log_decay_rates(2, 2, 4)
+    q, k, v = (jnp.stack(maps) for maps in zip(*batch, strict=True))
     ours = jax.jit(decomposed_retention)(q, k, v, axis_decay(width, rates), axis_decay(height, rates))
-    np.testing.assert_allclose(ours, naive.decomposed(q, k, v, rates), rtol=1e-5, atol=3e-6)
+    expected = np.stack([naive.decomposed(*of_one, rates) for of_one in batch])
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=3e-6)
 
 
 def test_the_order_of_the_axes_matters() -> None:
@@ -169,9 +183,9 @@ def test_full_and_decomposed_differ() -> None:
 
 
 def test_heads_do_not_mix() -> None:
-    q, k, v = images(3, 4)
+    q, k, v = (x[None] for x in images(3, 4))
     rates = log_decay_rates(2, 2, 4)
     decays = axis_decay(4, rates), axis_decay(3, rates)
     run = jax.jit(decomposed_retention)
-    changed = v.at[:, :, 1].add(1)
-    np.testing.assert_array_equal(run(q, k, changed, *decays)[:, :, 0], run(q, k, v, *decays)[:, :, 0])
+    changed = v.at[..., 1, :].add(1)
+    np.testing.assert_array_equal(run(q, k, changed, *decays)[..., 0, :], run(q, k, v, *decays)[..., 0, :])
