@@ -172,8 +172,8 @@ def unflipped_backward() -> Callable[[pytest.MonkeyPatch], None]:
 
 def swapped_axes(original: Callable[..., jax.Array], q: Any, k: Any, v: Any, width: Any, height: Any) -> jax.Array:
     """Height first."""
-    q, k, v = (x.swapaxes(0, 1) for x in (q, k, v))
-    return original(q, k, v, height, width).swapaxes(0, 1)
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    return original(q, k, v, height, width).swapaxes(1, 2)
 
 
 def phases_of_columns(original: Callable[..., np.ndarray], height: int, width: int, dim: int) -> np.ndarray:

@@ -73,7 +73,7 @@ def decomposed(case: Case) -> Iterator[Row]:
 
     def ours(q: Array, k: Array, v: Array) -> Array:
         decays = ops.axis_decay(width, rates), ops.axis_decay(height, rates)
-        return jax.vmap(manhattan.decomposed_retention, in_axes=(0, 0, 0, None, None))(q, k, v, *decays)
+        return manhattan.decomposed_retention(q, k, v, *decays)
 
     yield from attention_rows(case, ours, torch_rmt.decomposed_attention)
 
