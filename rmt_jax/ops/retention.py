@@ -26,7 +26,7 @@ Maps = Float[Array, "batch height width heads dim"]
 Image = Float[Array, "height width heads dim"]
 Rows = Float[Array, "rows width heads dim"]
 
-# Of more queries, XLA for CPUs adds up products over queries as fast when they are written as they are.
+# `_over_queries`, in a whole gradient: 56 queries gain by its other form, 196 lose (docs/performance.md).
 MOST_QUERIES = 128
 
 
@@ -59,10 +59,10 @@ def retention(q: Queries, k: Keys, v: Values, decay: Logits) -> Weighted:
     Returns:
         [queries value_dim] in the type of v.
     """
-    return _attend(q, k, v, decay)[0]
+    return _with_weights(q, k, v, decay)[0]
 
 
-def _attend(q: Queries, k: Keys, v: Values, decay: Logits) -> tuple[Weighted, Logits, Sums]:
+def _with_weights(q: Queries, k: Keys, v: Values, decay: Logits) -> tuple[Weighted, Logits, Sums]:
     """(the result, weights that are not normalised yet, the sums of their rows)."""
     logits = _product("qd,kd->qk", q, k) + decay
     weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
@@ -71,7 +71,7 @@ def _attend(q: Queries, k: Keys, v: Values, decay: Logits) -> tuple[Weighted, Lo
 
 
 def _forward(q: Queries, k: Keys, v: Values, decay: Logits) -> tuple[Weighted, tuple[Array, ...]]:
-    result, weights, sums = _attend(q, k, v, decay)
+    result, weights, sums = _with_weights(q, k, v, decay)
     weights, sums = computed_once((weights, sums))
     return result, (q, k, v, result, weights, sums)
 
@@ -97,7 +97,7 @@ def _product(axes: str, a: Float[Array, "_ _"], b: Float[Array, "_ _"]) -> Float
 
 
 def _over_queries(weights: Logits, x: Float[Array, "queries columns"]) -> Float[Array, "length columns"]:
-    """weights^T x. XLA for CPUs has a library multiply few queries when it is written as (x^T weights)^T."""
+    """weights^T x; of few queries as (x^T weights)^T, which XLA for CPUs hands to a library."""
     if len(weights) > MOST_QUERIES:
         return _product("qk,qd->kd", weights, x)
     return computed_once(_product("dq,qk->dk", computed_once(x.T), weights)).T
